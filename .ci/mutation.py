@@ -10,11 +10,12 @@ the cheapest first, up to the first that fails: see `mutation_tests.py`.
 
 Mutants are written to the copy of the packages that `with_core.sh` makes: the checkout stays as it
 is. Results are in `build/mutation/GROUP.sqlite`, which `cr-report` and `cr-html` read, too. A run
-that was ended goes on where it stopped. Results of a module are forgotten once it changes.
+that was ended goes on where it stopped; mutants come in random order. Results of mutants that are
+none any more, after a module has changed, are forgotten.
 
 The sample is random, and the same for the same seed and sources. Mutants of one place and one kind
-are alike, so one of them is taken. Annotations, imports for type checking, `==` in place of `is` and
-mutants that do not compile are left out.
+are alike, so one of them is taken. Annotations, imports for type checking, `==` in place of `is`,
+`strict` of `zip`, `frozen` and `slots` of dataclasses, and mutants that do not compile are left out.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = Path(__file__).with_suffix(".toml")
 SESSIONS = ROOT / "build/mutation"
+_CHECKS = {"strict", "frozen", "slots"}
 
 
 class RemoveStatement(Operator):
@@ -118,7 +120,8 @@ def mutants(modules: list[Path], seed: int) -> list[WorkItem]:
         (mutation,) = item.mutations
         if mutation.operator_name.endswith(("_Is_Eq", "_IsNot_NotEq")):
             continue  # no class that is compared by identity here has an __eq__
-        if is_type(get_leaf(sources[mutation.module_path], mutation.start_pos)):
+        leaf = get_leaf(sources[mutation.module_path], mutation.start_pos)
+        if is_type(leaf) or is_check(leaf):
             continue
         family = mutation.operator_name.partition("_")[0]
         key = f"{seed} {mutation.module_path} {mutation.operator_name} {mutation.occurrence}"
@@ -153,33 +156,58 @@ def is_type(leaf: Any) -> bool:
     return False
 
 
-def get_lines(source: str, position: tuple[int, int]) -> range | None:
-    """Return the lines of the statement at a position; None unless it runs when a function does.
+def get_lines(source: str, position: tuple[int, int]) -> set[int]:
+    """Return the lines of the statement at a position; of a constant, those of all that use it.
 
     Of a compound statement only the part counts that has the position, as the condition of an `if`.
+    Return no lines of what runs while a module is imported.
     """
-    node = get_leaf(source, position)
+    statement = get_statement(get_leaf(source, position))
+    if not is_in_function(statement) and statement.type == "simple_stmt":
+        target = statement.get_first_leaf()
+        used = _TREES[source].get_used_names()
+        uses = [get_statement(leaf) for leaf in used.get(target.value, [target])]
+        uses.remove(statement)
+    else:
+        uses = [statement]
+    if not all(map(is_in_function, uses)):
+        return set()
+    return {line for use in uses for line in range(use.start_pos[0], use.end_pos[0] + 1)}
+
+
+def get_statement(node: Any) -> Any:
+    """Return the statement of a node, or the part of a compound statement."""
     while node.parent.type not in {"suite", "file_input"} and not any(
         each.type == "suite" for each in node.parent.children
     ):
         node = node.parent
-    lines = range(node.start_pos[0], node.end_pos[0] + 1)
+    return node
+
+
+def is_in_function(node: Any) -> bool:
+    """Return whether a node is in the body of a function."""
     while node.parent is not None:
         if node.parent.type == "funcdef" and node is node.parent.children[-1]:
-            return lines
+            return True
         node = node.parent
-    return None
+    return False
+
+
+def is_check(leaf: Any) -> bool:
+    """Return whether a leaf is the value of a keyword that checks the code itself, as `strict`."""
+    argument = leaf.parent
+    return argument.type == "argument" and argument.get_first_leaf().value in _CHECKS
 
 
 def compiles(mutation: MutationSpec) -> bool:
-    """Return whether a mutant is Python at all."""
+    """Return whether a mutant can be made, and is Python at all."""
     operator = cosmic_ray.plugins.get_operator(mutation.operator_name)(**mutation.operator_args)
     source = mutation.module_path.read_text()
-    changed = MutationVisitor.mutate_code(source, operator, mutation.occurrence)
     try:
+        changed = MutationVisitor.mutate_code(source, operator, mutation.occurrence)
         with warnings.catch_warnings(action="ignore"):
             compile(changed, "mutant", "exec")
-    except SyntaxError:
+    except (SyntaxError, AttributeError):  # the latter for an `except self._error`
         return False
     return bool(changed != source)
 
@@ -218,7 +246,7 @@ def key(item: WorkItem) -> tuple[str, str, int, tuple[int, int]]:
 def run(name: str, tests: Tests, database: WorkDB, todo: list[WorkItem], most_s: float) -> None:
     """Try mutants, and keep the results. Raise SystemExit if tests fail without a mutant."""
     first = todo[0].mutations[0].module_path
-    if failed := tests.attempt(tests.choose(first, None, most_s)):
+    if failed := tests.attempt(tests.choose(first, set(), most_s)):
         raise SystemExit(f"fails without a mutant: {failed}")
     for number, item in enumerate(todo, 1):
         (mutation,) = item.mutations
@@ -324,13 +352,14 @@ def main() -> None:
         files = find(name, Path("tests"), table[name]["tests"])
         path = SESSIONS / f"{name}.sqlite"
         if chosen.fresh:
-            path.unlink(missing_ok=True)
+            for each in (path, path.with_suffix(".json")):
+                each.unlink(missing_ok=True)
         with use_db(path) as database:
             begin(modules, database, chosen.seed, chosen.sample)
             todo = list(database.pending_work_items)
             if chosen.again:
                 todo += [i for i, result in database.completed_work_items if not result.is_killed]
-            todo = sorted((i for i in todo if fnmatch(key(i)[0], chosen.only)), key=key)
+            todo = [i for i in todo if fnmatch(key(i)[0], chosen.only)]
             if todo:
                 tests = Tests(files, modules, path.with_suffix(".json"))
                 keep_sources_fresh(modules)

@@ -238,7 +238,9 @@ class PageError(BatchzipError):
 class LimitReached(BatchzipError, OSError):
     """The system's limit of descriptors, memory, threads, processes or file size was reached.
 
-    The message names the limit. `errno` is the system's error. The failed call left nothing behind.
+    It is also raised if a filter of system calls (seccomp) forbids a call that batchzip cannot do
+    without. The message names the limit or the call. `errno` is the system's error. The failed call
+    left nothing behind.
 
     Examples:
         >>> import batchzip

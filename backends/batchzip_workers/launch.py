@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from batchzip.system.descriptors import above_standard
 from batchzip.system.interpreter import command, import_path
+from batchzip.system.limits import needing
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -117,7 +118,8 @@ def launch(task: Task) -> Process:
     popen = None
     try:
         with above_standard():
-            memory = os.memfd_create("batchzip-task", os.MFD_CLOEXEC)
+            with needing("memfd_create"):
+                memory = os.memfd_create("batchzip-task", os.MFD_CLOEXEC)
             os.fchmod(memory, 0o600)
             written = marshal.dumps(
                 (
@@ -134,7 +136,8 @@ def launch(task: Task) -> Process:
                 [*command(), "-c", _START, "batchzip-worker", str(memory)],
                 pass_fds=[memory, *task.descriptors],
             )
-            sentinel = os.pidfd_open(popen.pid)
+            with needing("pidfd_open"):
+                sentinel = os.pidfd_open(popen.pid)
         process = Process(popen.pid, sentinel, memory, len(written))
     except BaseException:
         if popen is not None:

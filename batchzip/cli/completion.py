@@ -19,7 +19,7 @@ from batchzip.extras import load_extra
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_FILES = ("file", "plot", "values")
+_FILES = ("compare", "file", "plot", "values")
 """Arguments that are paths."""
 
 _ALGORITHMS = ("algorithm", "algorithms")

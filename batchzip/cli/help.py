@@ -59,7 +59,8 @@ def _fill_part(part: str, width: int) -> str:
     if not examples:
         return wrapped(" ".join(lines), width)
     at = max(found.start("about") for found in examples)
-    longest = max(len(word) for line in lines for word in line[at:].split() or [""])
+    abouts = " ".join(found["about"] or "" for found in examples)
+    longest = max(map(len, abouts.split()), default=0)
     beside = width - at >= max(_NARROWEST, longest)
     filled = []
     for line in lines:

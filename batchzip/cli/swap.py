@@ -83,7 +83,7 @@ def run(options: Options) -> int:
         sides = []
         for name, engine in engines.items():
             if not engine.wait_ready(timeout_s=_READY_TIMEOUT_S):
-                say(f"batchzip: warning: {name} start slowly; the figures suffer")
+                say(f"batchzip: warning: {name} are not ready; the caller works alone meanwhile")
             lanes = 0 if name == "sequential" else options.workers or default_lanes()
             store = stack.enter_context(_store(engine, options))
             sides.append(Side(name, engine, store, lanes))

@@ -27,7 +27,7 @@ from libc.stdlib cimport calloc, malloc, realloc
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from batchzip.system.descriptors import above_standard, seal_writing
-from batchzip.system.limits import named
+from batchzip.system.limits import named, needing
 
 cdef extern from *:
     """
@@ -186,7 +186,7 @@ cdef int memory_create(
     cdef uint64_t size = 2 * most
     cdef int fd = -1, error
     cdef Stat stat
-    with above_standard():
+    with above_standard(), needing("memfd_create"):
         fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.fchmod(fd, 0o600)

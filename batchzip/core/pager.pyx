@@ -54,7 +54,7 @@ from batchzip.core.zspages cimport bz_log2
 from batchzip.core.userfaultfd import CLEAN_PAGES, NEEDED, WAYS
 from batchzip.system.descriptors import above_standard
 from batchzip.errors import BadArgument, ClosedError, CorruptPage, ForkedProcess, PageError
-from batchzip.system.limits import named
+from batchzip.system.limits import named, needing
 
 cdef extern from *:
     """
@@ -266,9 +266,10 @@ cdef class Pager:
         cdef void *base
         cdef int failed
         with above_standard():
-            region.file = os.memfd_create(
-                "batchzip-paged", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
-            )
+            with needing("memfd_create"):
+                region.file = os.memfd_create(
+                    "batchzip-paged", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+                )
             bz_identify(region.file, &region.file_device, &region.file_inode)
             os.fchmod(region.file, 0o600)
             with suppress(OSError):  # it fails after setresuid(2) and without /proc, for example

@@ -19,7 +19,7 @@ from batchzip.errors import PagingUnavailable
 from batchzip.system.limits import named
 
 _NAMES = {
-    "syscall": "the system call userfaultfd",
+    "syscall": "the system call userfaultfd, for all faults",
     "device": "/dev/userfaultfd",
     "user mode": "the system call userfaultfd, for faults in user mode only",
 }
@@ -89,8 +89,9 @@ class Availability:
                     "A system call on cold memory fails with EFAULT: "
                     "wrap it in `with memory.resident(array):`."
                 )
-        for way, reason in self.refused.items():
-            parts.append(f"Unavailable: {_NAMES[way]}: {reason}.")
+        if self.refused:
+            others = (f"{_NAMES[way]} ({reason})" for way, reason in self.refused.items())
+            parts.append(f"Not available: {'; '.join(others)}.")
         return " ".join([*parts, *self.wanted])
 
 

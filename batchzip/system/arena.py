@@ -44,7 +44,7 @@ from batchzip.core.calls import Calls
 from batchzip.core.memory import Descriptor
 from batchzip.errors import BadArgument, LimitReached
 from batchzip.system.descriptors import above_standard
-from batchzip.system.limits import named
+from batchzip.system.limits import named, needing
 from batchzip.system.segment import PAGE, WITHOUT_DESCRIPTOR
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ _LARGE = 64 << 20
 
 def _new_file() -> Descriptor:
     """Create the memfd of an arena."""
-    with above_standard():
+    with above_standard(), needing("memfd_create"):
         file = Descriptor(os.memfd_create("batchzip-arena", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
     os.fchmod(file.fileno(), 0o600)
     fcntl.fcntl(file.fileno(), fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)

@@ -10,13 +10,14 @@ import errno
 import os
 import threading
 import weakref
+from contextlib import contextmanager
 from functools import partial
 
 from batchzip.errors import LimitReached
 
 TYPE_CHECKING = False  # from typing, it would cost each worker 1.6 MiB
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 _ADDRESSES = "RLIMIT_AS", "bytes of addresses", "ulimit -v"
 
@@ -58,6 +59,21 @@ def named(error: OSError, what: str = "") -> OSError:
     if error.filename is None:
         return LimitReached(number, text)
     return LimitReached(number, text, error.filename)
+
+
+@contextmanager
+def needing(call: str) -> Iterator[None]:
+    """Raise LimitReached, which names a system call, if it is forbidden or missing here."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOSYS):
+            raise
+        text = (
+            f"{os.strerror(error.errno)}: batchzip needs the system call {call}, which the kernel "
+            "lacks or a filter of system calls (seccomp, as in containers) forbids"
+        )
+        raise LimitReached(error.errno, text) from None
 
 
 def _of_process(limit: str, what: str, command: str) -> str:

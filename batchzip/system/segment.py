@@ -32,7 +32,7 @@ from batchzip.core.memory import Descriptor
 from batchzip.errors import BadArgument, ClosedError
 from batchzip.system.descriptors import above_standard
 from batchzip.system.lifetime import Closing
-from batchzip.system.limits import named
+from batchzip.system.limits import named, needing
 
 PAGE = mmap.PAGESIZE
 """Bytes per page of the machine: the granularity of reserve() and release()."""
@@ -62,7 +62,7 @@ class Segment(Closing):
     def __init__(self, size: int, *, name: str = "batchzip", reserve: bool = False) -> None:
         if size <= 0:
             raise BadArgument(f"a segment needs at least one byte, not {size}")
-        with above_standard():
+        with above_standard(), needing("memfd_create"):
             self._fd = Descriptor(os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
         try:
             os.fchmod(self.fd, 0o600)

@@ -1,4 +1,4 @@
-"""Whatever answers at an address, and whatever it gives: a reader gets an error of ours, and leaks nothing."""
+"""Whatever answers at an address, a reader raises an error of batchzip and leaks nothing."""
 
 import contextlib
 import dataclasses
@@ -246,6 +246,7 @@ def test_a_codec_that_does_not_work_is_an_error_of_ours(tmp_path: Path, memory: 
             reader.load_many([0])
 
 
+@pytest.mark.slow
 def test_objects_that_are_none_are_damaged_pages(tmp_path: Path, memory: Memory) -> None:
     """They are copied, not mapped: whatever they are cannot fault."""
     store_one(memory, 0)
@@ -388,6 +389,7 @@ def attach_with(room: int, address: str) -> int:
         return 0
 
 
+@pytest.mark.slow
 def test_a_reader_without_room_for_descriptors_is_told_and_leaks_none() -> None:
     here, there = spawn.Pipe()
     owner = spawn.Process(target=share_readers.own_and_change, args=(there,))

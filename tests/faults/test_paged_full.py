@@ -119,6 +119,7 @@ def test_entries_that_went_to_the_file_come_back(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["lz4", "zstd"])
 def test_all_pages_in_the_file(algorithm: str, tmp_path: Path) -> None:
     with opened(algorithm, backing=tmp_path) as region:
@@ -137,6 +138,7 @@ def test_all_pages_in_the_file(algorithm: str, tmp_path: Path) -> None:
             np.testing.assert_array_equal(array, data)
 
 
+@pytest.mark.slow
 def test_a_full_file_exceeds_the_budget_and_loses_nothing(tmp_path: Path) -> None:
     limits: dict[str, Any] = {"max_pool_bytes": 64 << 10, "max_backing_bytes": 256 << 10}
     with opened(budget=16, backing=tmp_path, **limits) as region:
@@ -155,6 +157,7 @@ def test_a_full_file_exceeds_the_budget_and_loses_nothing(tmp_path: Path) -> Non
         np.testing.assert_array_equal(array, data)
 
 
+@pytest.mark.slow
 def test_a_file_that_may_not_grow_exceeds_the_budget_and_loses_nothing(tmp_path: Path) -> None:
     def work() -> None:
         with opened(budget=16, backing=tmp_path, max_pool_bytes=256 << 10) as region:

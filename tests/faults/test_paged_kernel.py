@@ -1,4 +1,4 @@
-"""Paged memory whose mappings the program changes, and whose requests the kernel refuses: no touch hangs, none is wrong."""
+"""No touch hangs or is wrong if the program changes mappings or the kernel refuses requests."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ import ctypes
 import errno
 import mmap
 import os
-import platform
 import select
 import signal
-import struct
 import sys
 import threading
 import time
@@ -21,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from support.entries import flip
 from support.paged_region import assert_sigbus, end_of, filled, needs_paging, noisy, opened
+from support.system_calls import LIBC, needs_filters, refuse
 from support.waiting import await_true
 
 from batchzip.core.userfaultfd import probe
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     Bytes = npt.NDArray[np.uint8]
 
 SIZE = mmap.PAGESIZE
-LIBC = ctypes.CDLL(None, use_errno=True)
 MADV_REMOVE, MADV_DONTDUMP, MADV_DONTNEED_LOCKED = 9, 16, 24
 
 pytestmark = [needs_paging, pytest.mark.skipif(SIZE != 4096, reason="pages of other machines")]
@@ -85,7 +83,7 @@ def test_a_lost_page_of_which_a_part_has_no_mark_any_more_is_a_sigbus() -> None:
     "rounds", [pytest.param(1), pytest.param(50, marks=pytest.mark.stress, id="stress")]
 )
 def test_threads_that_touch_a_lost_page_at_once_find_its_mark(rounds: int, capfd: Any) -> None:
-    """Each has a fault of its own, and the second one may be looked at when the page is lost already."""
+    """Each thread has a fault of its own. The second may be served after the page was lost."""
     count = 4
     for _ in range(rounds):
         with opened(budget=16, fault_threads=count) as region, contextlib.ExitStack() as made:
@@ -122,7 +120,10 @@ DIVISIONS: dict[str, Callable[[Bytes], None]] = {
 }
 
 
-@pytest.mark.parametrize("division", DIVISIONS)
+@pytest.mark.parametrize(
+    "division",  # mlock(2) touches the pages itself
+    [pytest.param("locked", marks=needs_kernel_faults), "without dump", "read-only"],
+)
 def test_a_page_that_lies_in_several_mappings_comes_and_goes(division: str) -> None:
     """The program did something to some machine pages of it."""
 
@@ -180,30 +181,8 @@ def test_memory_that_the_program_removes_is_zeros(page_size: int) -> None:
 
 # What the kernel refuses.
 
-SECCOMP, IOCTL, MADVISE = {"x86_64": (317, 16, 28), "aarch64": (277, 29, 233)}.get(
-    platform.machine(), (0, 0, 0)
-)
 COPY, ZEROPAGE, CONTINUE, POISON = 0xC028AA03, 0xC020AA04, 0xC020AA07, 0xC020AA08
 """Calls of userfaultfd."""
-
-
-def refuse(value: int, code: int, *, call: int = IOCTL, argument: int = 1) -> None:
-    """Have the kernel refuse a system call with this argument to all threads of this process from now on."""
-    steps = [
-        (0x20, 0, 0, 0),  # the number of the system call
-        (0x15, 0, 3, call),
-        (0x20, 0, 0, 16 + 8 * argument),
-        (0x15, 0, 1, value),
-        (6, 0, 0, 0x50000 | code),
-        (6, 0, 0, 0x7FFF0000),
-    ]
-    filter_ = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in steps))
-    program = struct.pack("HxxxxxxP", len(steps), ctypes.addressof(filter_))
-    assert LIBC.prctl(38, 1, 0, 0, 0) == 0
-    assert LIBC.syscall(SECCOMP, 1, 1, program) == 0, os.strerror(ctypes.get_errno())
-
-
-needs_filters = pytest.mark.skipif(not SECCOMP, reason="numbers of two machines")
 
 
 @needs_filters
@@ -214,7 +193,7 @@ def test_a_lost_page_that_cannot_be_marked_is_a_sigsegv_that_is_told(code: int) 
             array = filled(region, noisy(100))
             region.evict_all()
             flip(region.group, 40)
-            refuse(POISON, code)
+            refuse("ioctl", POISON, code)
             part_of(array, 40).sum()
 
     end = end_of(work)
@@ -243,7 +222,7 @@ def test_a_touch_that_cannot_be_served_now_waits(what: str, call: int, code: int
                 to_kernel(LIBC.madvise, part_of(array, 3), mmap.MADV_DONTNEED)
             else:
                 array = region.array(8 * SIZE)
-            refuse(call, code)
+            refuse("ioctl", call, code)
             where = ctypes.c_void_p(part_of(array, 3).ctypes.data)
             threading.Thread(target=LIBC.memset, args=(where, 0, 1), daemon=True).start()
             faults = "faults_minor" if what == "unmapped" else "faults_missing"
@@ -260,6 +239,7 @@ def test_a_touch_that_cannot_be_served_now_waits(what: str, call: int, code: int
 
 
 @needs_filters
+@needs_kernel_faults
 def test_a_page_whose_memory_is_damaged_is_a_sigbus() -> None:
     """The kernel does not map it again."""
 
@@ -269,7 +249,7 @@ def test_a_page_whose_memory_is_damaged_is_a_sigbus() -> None:
             region.evict_all()
             array += 1  # what is stored is older
             to_kernel(LIBC.madvise, part_of(array, 3), mmap.MADV_DONTNEED)
-            refuse(CONTINUE, errno.EIO)
+            refuse("ioctl", CONTINUE, errno.EIO)
             with contextlib.suppress(OSError):
                 os.pwrite(os.memfd_create("any"), part_of(array, 3).data, 0)
             assert region.figures["resident_pages"] == 7
@@ -294,7 +274,7 @@ def test_pages_that_the_kernel_does_not_unmap_stay_beyond_the_budget() -> None:
         with opened(budget=16) as region:
             array = filled(region, noisy(20))
             for advice in (mmap.MADV_DONTNEED, 24):  # MADV_DONTNEED_LOCKED
-                refuse(advice, errno.EINVAL, call=MADVISE, argument=2)
+                refuse("madvise", advice, errno.EINVAL, argument=2)
             more = filled(region, noisy(100, 2))
             assert region.figures["over_budget"] > 0
             assert (array == noisy(20)).all()

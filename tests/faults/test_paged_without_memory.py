@@ -47,6 +47,7 @@ def descriptors() -> set[str]:
 # Memory of the core.
 
 
+@pytest.mark.slow
 def test_making_a_region_leaves_nothing_where_memory_is_out() -> None:
     with opened():
         pass

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import FrameType
 
+    from support.reporting import Report
+
 ENGINES: dict[str, Callable[[], Engine]] = {
     "sequential": lambda: Engine("lz4", backend="sequential", page_size=SIZE),
     "threads": lambda: Engine("lz4", backend="threads", workers=2, page_size=SIZE),
@@ -50,7 +52,7 @@ def second() -> Iterator[Engine]:
 
 
 def filled(engine: Engine, backing: object, *, full: bool = False) -> tuple[SwapStore, Model]:
-    """Make a store with pages in memory and in the file, and holes in both; `full` pools take no more."""
+    """Make a store with pages and holes in memory and in the file. A `full` pool takes no more."""
     store = SwapStore(engine, backing=backing, shrinker_enabled=False)
     model = Model(store, "model", 1)
     for name in model.pages:
@@ -108,7 +110,7 @@ CALLS: dict[str, tuple[Callable[[Model], object], bool, bool]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("call", CALLS)
 def test_an_interrupt_at_any_point_of_a_call_leaves_a_store_whole(
-    engine: Engine, second: Engine, call: str, tmp_path: Path, report: Callable[[str], None]
+    engine: Engine, second: Engine, call: str, tmp_path: Path, report: Report
 ) -> None:
     work, has_file, full = CALLS[call]
     point = 0
@@ -131,12 +133,16 @@ def test_an_interrupt_at_any_point_of_a_call_leaves_a_store_whole(
         model.check()
         store.close()
     assert point > 2
-    report(f"interrupts: {engine.backend.name}, {call}: at each of {point - 1} points, 0 wrong")
+    report(
+        f"interrupts: {engine.backend.name}, {call}: at each of {point - 1} points, 0 wrong",
+        points=point - 1,
+    )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("has_file", [False, True])
 def test_closing_that_was_cut_short_can_be_finished(
-    engine: Engine, has_file: bool, tmp_path: Path, report: Callable[[str], None]
+    engine: Engine, has_file: bool, tmp_path: Path, report: Report
 ) -> None:
     point = came = 0
     happened = True
@@ -157,12 +163,13 @@ def test_closing_that_was_cut_short_can_be_finished(
         del store, model
     assert came == point - 1 > 5
     report(
-        f"interrupts: {engine.backend.name}, close: at each of {point - 1} points, 0 left behind"
+        f"interrupts: {engine.backend.name}, close: at each of {point - 1} points, 0 left behind",
+        points=point - 1,
     )
 
 
 def _is_in_a_finalizer(frame: FrameType | None) -> bool:
-    """Return whether Python would swallow an exception: no program's interrupt ends anything there."""
+    """Return whether Python would swallow an exception, because a finalizer runs."""
     while frame is not None:
         if frame.f_code.co_name == "__del__" or frame.f_code.co_filename == weakref.__file__:
             return True
@@ -196,7 +203,7 @@ class Interrupts:
         raise self.random.choice(INTERRUPTS)
 
     def during(self, work: Callable[[], None]) -> BaseException | None:
-        """Do something again and again until it is interrupted. Return what ended it; None: it was swallowed."""
+        """Repeat work until it is interrupted. Return what ended it; None: it was swallowed."""
         again_s = self.random.choice([0, 0, 5e-5, 2e-4])
         until_s = self.random.expovariate(1 / 1e-3) + 1e-5
         found = None
@@ -218,7 +225,7 @@ class Interrupts:
     "times", [pytest.param(60), pytest.param(3000, marks=pytest.mark.stress, id="stress")]
 )
 def test_signals_at_random_moments_lose_nothing_of_anybodys(
-    engine: Engine, times: int, tmp_path: Path, report: Callable[[str], None]
+    engine: Engine, times: int, tmp_path: Path, report: Report
 ) -> None:
     """One thread is interrupted while two others store, load, write back, recompress, drop."""
     interrupts = Interrupts(times)
@@ -265,5 +272,6 @@ def test_signals_at_random_moments_lose_nothing_of_anybodys(
         store.check_invariants()
     assert swallowed < times / 4
     report(
-        f"interrupts: {engine.backend.name}: {interrupts.count} signals beside {sum(steps)} steps of others, 0 lost"
+        f"interrupts: {engine.backend.name}: {interrupts.count} signals beside "
+        f"{sum(steps)} steps of others, 0 lost"
     )

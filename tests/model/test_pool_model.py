@@ -143,4 +143,4 @@ class PoolAgainstDict(RuleBasedStateMachine):
 PoolAgainstDict.TestCase.settings = settings(
     max_examples=60, stateful_step_count=30, deadline=None, database=None
 )
-TestPoolAgainstDict = PoolAgainstDict.TestCase
+TestPoolAgainstDict = pytest.mark.slow(PoolAgainstDict.TestCase)

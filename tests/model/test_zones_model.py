@@ -1,4 +1,4 @@
-"""Zones against a dict of positions: no two objects share a byte, and room comes back exactly once."""
+"""Zones against a dict of positions: no two objects share a byte, and no room is lost or reused."""
 
 from __future__ import annotations
 
@@ -221,7 +221,7 @@ class ZonesAgainstDict(RuleBasedStateMachine):
         self.zones.check(np.zeros(0, np.uint64))
 
 
-TestZonesAgainstADict = ZonesAgainstDict.TestCase
+TestZonesAgainstADict = pytest.mark.slow(ZonesAgainstDict.TestCase)
 TestZonesAgainstADict.settings = settings(
     max_examples=100, stateful_step_count=40, deadline=None, derandomize=True, database=None
 )

@@ -1,7 +1,7 @@
-"""Whatever is written over the words of a worker's ring, at whatever moment, results stay right.
+"""Results stay right whatever is written over the words of a worker's ring, at any moment.
 
-A share's words are all that owner and worker read of each other. Its bytes, the staged pages and the
-outputs, have no checksum unless the engine verifies; they are not damaged here.
+Owner and worker read only a share's words of each other. Staged pages and outputs have no checksum
+unless the engine verifies, so this damages only words.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ ENGINES: dict[str, Callable[[], Engine]] = {
 
 
 def run_beside(engine: Engine, vandal: Vandal, seconds: float, batches: int) -> tuple[int, int]:
-    """Do batches while a vandal is at work. Return how many, and pages that were taken for deadly."""
+    """Do batches while a vandal works. Return their number, and that of pages called deadly."""
     load = Load(engine.codec, PAGES)
     rng = np.random.default_rng(batches)
     until = time.monotonic() + seconds
@@ -130,6 +130,7 @@ def run_beside(engine: Engine, vandal: Vandal, seconds: float, batches: int) -> 
     return turn, deadly
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("soon")
 @pytest.mark.filterwarnings("ignore::batchzip.WorkerWarning")  # some are spoilt while they start
 @pytest.mark.parametrize("which", ENGINES)
@@ -199,6 +200,7 @@ def _moments() -> Iterator[Any]:
                 )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("soon")
 @pytest.mark.parametrize(("failpoint", "name", "change"), list(_moments()))
 def test_a_word_spoilt_while_its_reader_stands_still_changes_no_result(

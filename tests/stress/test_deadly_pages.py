@@ -56,6 +56,7 @@ def results(batch: Batch, indices: list[int]) -> list[bytes]:
     return [bytes(batch.pages[index]) for index in indices]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "workers"),
     [
@@ -91,6 +92,7 @@ def test_pages_that_kill_twice_are_isolated_and_their_mates_succeed(
     report(f"deadly pages: {len(failed)} isolated of {PAGES}, {died} workers died")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", ["kill", "raise"])
 @pytest.mark.parametrize(
     "step", ["coded:8", "noted:1"], ids=["behind its last page", "behind all that it says"]

@@ -54,6 +54,7 @@ def check_workers_are_gone(printed: str) -> None:
     await_true(lambda: not any(map(is_alive, pids)), "the workers' end")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "moments_s",
     [
@@ -69,6 +70,7 @@ def test_a_program_ends_with_requests_in_flight(before: str, moments_s: list[flo
         check_workers_are_gone(done.stdout)
 
 
+@pytest.mark.slow
 def test_a_script_without_a_main_guard_ends(tmp_path: Path) -> None:
     path = tmp_path / "script.py"
     path.write_text(script("in full swing", 0.02))
@@ -77,6 +79,7 @@ def test_a_script_without_a_main_guard_ends(tmp_path: Path) -> None:
     check_workers_are_gone(done.stdout)
 
 
+@pytest.mark.slow
 def test_a_script_from_stdin_ends() -> None:
     done = run(["-"], script("in full swing", 0.02))
     check_ended_well(done)
@@ -104,6 +107,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @BEFORE_EACH
 @pytest.mark.parametrize("end", [DAEMONIC, POOL], ids=["daemonic child", "worker of a pool"])
 def test_a_forked_child_with_an_engine_of_its_own_ends(before: str, end: str) -> None:
@@ -132,6 +136,7 @@ with Engine(NestingCodec(), backend="workers", workers=1) as engine:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     (3, 13) <= sys.version_info < (3, 13, 3),
     reason="gh-130522: these versions' threading complains about itself at such an exit",

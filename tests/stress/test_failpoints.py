@@ -127,6 +127,7 @@ def pause_at(specs: list[str]) -> int:
     return run.turns
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("only_hung_workers_are_killed")
 @pytest.mark.parametrize("step", STEPS)
 def test_a_worker_fails_at_each_step_at_its_first_pass(
@@ -215,6 +216,7 @@ class PausingThreads:
             self._failures.append(failure)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("generous", [True, False], ids=["given", "taken back"])
 @pytest.mark.parametrize(
     "seconds", [pytest.param(1.0), pytest.param(6.0, marks=pytest.mark.stress, id="stress")]
@@ -234,6 +236,7 @@ def test_threads_pause_at_random_steps_under_load(
         statistics = engine.statistics
         assert statistics.compress.pages > statistics.compress.inline_pages
     report(
-        f"thread lanes: {load.pauses} pauses armed at random steps, {load.batches} batches by 3 callers, "
+        f"thread lanes: {load.pauses} pauses armed at random steps, "
+        f"{load.batches} batches by 3 callers, "
         f"{load.expired} pages past their deadline, 0 wrong"
     )

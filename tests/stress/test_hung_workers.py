@@ -27,6 +27,7 @@ def stop(pid: int) -> None:
     await_true(lambda: state(pid) == "T", "the worker's stop")
 
 
+@pytest.mark.slow
 def test_an_engine_with_a_hung_worker_closes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor_module, "_STOP_S", 0.3)
     with Engine("lz4", backend="workers", workers=2) as engine:
@@ -36,6 +37,7 @@ def test_an_engine_with_a_hung_worker_closes(monkeypatch: pytest.MonkeyPatch) ->
     assert not any(map(is_alive, pids))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::batchzip.WorkerWarning")
 def test_a_worker_that_hangs_while_it_starts_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     stopped: list[int] = []
@@ -58,6 +60,7 @@ def test_a_worker_that_hangs_while_it_starts_is_replaced(monkeypatch: pytest.Mon
         load.run(engine, KINDS[0], 0, 64)
 
 
+@pytest.mark.slow
 def test_asking_for_workers_never_fails_while_they_die() -> None:
     """The supervisor takes a dead worker away at any moment."""
     over = threading.Event()
@@ -84,6 +87,7 @@ def test_asking_for_workers_never_fails_while_they_die() -> None:
         raise failure
 
 
+@pytest.mark.slow
 def test_a_worker_that_hangs_on_an_interrupted_share_is_killed_by_a_later_batch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -111,6 +115,7 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_workers_that_work_are_not_taken_for_ones_that_never_started(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

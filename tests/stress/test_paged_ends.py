@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     import numpy.typing as npt
+    from support.reporting import Report, Turns
 
 
 pytestmark = needs_paging
@@ -44,14 +45,17 @@ def text(pages: int, seed: int = 1) -> npt.NDArray[np.uint8]:
 # Owner killed.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "times", [pytest.param(2), pytest.param(60, marks=pytest.mark.stress, id="stress")]
 )
 def test_nothing_is_left_of_a_killed_owner(
-    times: int, tmp_path: Path, report: Callable[[str], None]
+    times: int, tmp_path: Path, report: Report, turns: Turns, seed: int
 ) -> None:
-    rng = np.random.default_rng(times)
-    for _ in range(times):
+    rng = np.random.default_rng((seed, times))
+    killed = 0
+    for _ in turns(times):
+        killed += 1
         with subprocess.Popen(
             [sys.executable, paged_owner.__file__, tmp_path],
             stdout=subprocess.PIPE,
@@ -66,7 +70,7 @@ def test_nothing_is_left_of_a_killed_owner(
         assert len(segments) >= 2  # objects and pages
         await_true(lambda: not segments & shared_memory(all_pids()), "the end of its memory")  # noqa: B023
         assert not list(tmp_path.iterdir())
-    report(f"paged: {times} owners killed, nothing left")
+    report(f"paged: {killed} owners killed, nothing left", owners_killed=killed)
 
 
 OUTLIVED = """
@@ -88,6 +92,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_children_that_outlive_their_owner_hold_none_of_it(tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", OUTLIVED, tmp_path],
@@ -187,6 +192,7 @@ def holding_the_gil(_region: Region, array: npt.NDArray[np.uint8]) -> None:
         time.sleep(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("touch", [reading, writing, holding_the_gil])
 @pytest.mark.parametrize("after_s", [0.0, 0.03])
 def test_close_while_threads_touch_is_a_sigbus_and_no_hang(
@@ -250,6 +256,7 @@ def test_close_while_threads_call_is_an_error_of_ours_to_them() -> None:
         del array
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "times", [pytest.param(3), pytest.param(60, marks=pytest.mark.stress, id="stress")]
 )

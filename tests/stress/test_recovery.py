@@ -25,6 +25,7 @@ def has_another(engine: Engine, ring: Ring) -> bool:
     return any(other.ready for other in rings(engine) if other is not ring)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "times", [pytest.param(3), pytest.param(40, marks=pytest.mark.stress, id="stress")]
 )

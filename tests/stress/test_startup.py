@@ -20,7 +20,8 @@ with warnings.catch_warnings(record=True) as caught:
         assert not engine.wait_ready(60)
         for _ in range(20):
             round_trip(engine)
-    assert [one.category for one in caught] == [batchzip.WorkerWarning], [str(one.message) for one in caught]
+    messages = [str(one.message) for one in caught]
+    assert [one.category for one in caught] == [batchzip.WorkerWarning], messages
     print(caught[0].message)
 gc.collect()
 assert len(os.listdir("/proc/self/fd")) == fds
@@ -72,6 +73,7 @@ assert len(dictionary) == 256 << 10
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "limit",
     [
@@ -87,6 +89,7 @@ def test_where_workers_cannot_start_it_says_so_once_and_does_the_work(limit: str
     assert "could not be started" in done.stdout
 
 
+@pytest.mark.slow
 def test_workers_that_run_out_of_memory_while_they_start_are_done_without() -> None:
     # They inherit the limit and, unlike their owner, have not imported everything yet.
     done = run(["-c", BEGIN + _IMPORT_ALL + _STARVE + _CHECK])
@@ -94,6 +97,7 @@ def test_workers_that_run_out_of_memory_while_they_start_are_done_without() -> N
     assert "before it was ready" in done.stdout
 
 
+@pytest.mark.slow
 def test_workers_that_die_before_they_read_what_they_are_to_do_hang_nobody() -> None:
     check = _CHECK.replace('"lz4"', '"zstd", dictionary=dictionary')
     done = run(["-c", BEGIN + _IMPORT_ALL + _TRAIN + _DIE + check])
@@ -122,6 +126,7 @@ with warnings.catch_warnings(record=True) as caught:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("how", "errors"), [("shared", {0}), ("isolate", {-130})])
 def test_workers_that_end_themselves_at_every_share_are_done_without(
     how: str, errors: set[int]

@@ -45,10 +45,18 @@ class FakeLane:
 
     def __init__(self, codec: Codec, page_size: int) -> None:
         self.memory = memoryview(bytearray(ring_bytes(page_size)))
-        self.ring = Ring(page_size, 0, self.memory)
         self._page_size = page_size
         self._compress = codec.compressor(page_size)
         self._restore = codec.decompressor(page_size)
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Make another ring in the same memory, for a lane that has done nothing."""
+        self.memory[:_CONTROL_BYTES] = bytes(_CONTROL_BYTES)
+        for number in range(_SLOTS):
+            at = self._slot(number)
+            self.memory[at : at + _HEAD_BYTES] = bytes(_HEAD_BYTES)
+        self.ring = Ring(self._page_size, 0, self.memory)
         self._done = 0
         self._write(READY, 1)
 
@@ -66,7 +74,7 @@ class FakeLane:
     def do_share(
         self, spoil: Callable[[Results], object] = lambda _: None, *, done: int | None = None
     ) -> int:
-        """Do a share and say so; `spoil` may change the results, `done` is said in place of its number.
+        """Do a share and report it. `spoil` may change the results, `done` replaces its number.
 
         Return the number of its pages.
         """
@@ -84,9 +92,9 @@ class FakeLane:
         results: int | None = None,
         spoil: Callable[[Results], object] = lambda _: None,
     ) -> int:
-        """Do the first pages of a share, all of them by default, and have taken one more if there is one.
+        """Do the first pages of a share, by default all, and begin one more if there is one.
 
-        `claim` and `results` are written in place of these words. Return the number of the share's pages.
+        `claim` and `results` replace these words. Return the number of the share's pages.
         """
         assert self.has_work
         pages = share_pages(self._page_size)

@@ -57,6 +57,7 @@ from batchzip.store.remote.wire import (
 )
 from batchzip.system.descriptors import above_standard
 from batchzip.system.lifetime import Owned
+from batchzip.system.limits import needing
 from batchzip.wording import shown
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class _Owner:
         # A pidfd, because the process may end and its PID be reused.
         opened: list[Descriptor] = []
         try:
-            with above_standard():
+            with above_standard(), needing("pidfd_open"):
                 number = map(os.pidfd_open, (self._pid,))
                 opened.extend(map(Descriptor, number))  # one step, as in share.py
         except (ProcessLookupError, OverflowError):

@@ -1,4 +1,4 @@
-"""Advice: what it says of data whose answer is known, and `batchzip advise` as its users meet it."""
+"""Advice on data whose answer is known, and `batchzip advise` as its users meet it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.command import assert_fits, assert_one_clear_line, assert_refused, cli
 from support.sample_pages import arrays, json_pages
+from support.unreadable import unreadable_process
 
 from batchzip import BadArgument, BadBatch, UnknownAlgorithm, UnreadableProcess
 from batchzip.advice import BLOCK_BYTES, TABLE_BYTES, Advice, Option, advise
@@ -98,6 +99,7 @@ def test_every_algorithm_page_size_filter_and_dictionary_is_tried(text_advice: A
     assert text_advice.sample_bytes == text().nbytes - text()[::5].nbytes, "a fifth trains"
 
 
+@pytest.mark.slow
 def test_the_front_is_what_nothing_is_better_than(text_advice: Advice) -> None:
     def beats(a: Any, b: Any) -> bool:
         mine = (a.saved_share, -a.store_us, -a.load_us)
@@ -110,6 +112,7 @@ def test_the_front_is_what_nothing_is_better_than(text_advice: Advice) -> None:
         assert option.on_front is not any(beats(other, option) for other in options)
 
 
+@pytest.mark.slow
 def test_the_recommendation_is_on_the_front_and_near_the_best(text_advice: Advice) -> None:
     chosen = text_advice.recommended
     assert chosen is not None
@@ -120,6 +123,7 @@ def test_the_recommendation_is_on_the_front_and_near_the_best(text_advice: Advic
     assert size_text((1 << 30) - chosen.saved_bytes) in text_advice.sentence
 
 
+@pytest.mark.slow
 @given(
     figures=st.lists(
         st.tuples(
@@ -168,6 +172,7 @@ def test_the_call_that_is_recommended_runs_as_it_stands(text_advice: Advice) -> 
             assert engine.decompress_page(engine.compress_page(page)) == page
 
 
+@pytest.mark.slow
 def test_a_dictionary_is_judged_by_pages_it_was_not_trained_on(text_advice: Advice) -> None:
     found = by_name(text_advice)
     # Text that is all of a kind: 6.03 against 5.07 for 4 KiB, see the README.
@@ -181,6 +186,7 @@ def test_numbers_are_told_to_be_shuffled_by_the_bytes_of_their_elements() -> Non
     assert found[f"lz4 shuffle {size}", 4096].ratio > 1.5 * found["lz4", 4096].ratio
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "shuffle"), [("bfloat16 weights", "f2"), ("float32 weights", "f4")]
 )
@@ -194,6 +200,7 @@ def test_floats_are_told_to_be_shuffled_as_such(kind: str, shuffle: str) -> None
     )
 
 
+@pytest.mark.slow
 def test_noise_is_left_alone() -> None:
     noise = blocks_of(np.random.default_rng(2).bytes(3 * BLOCK_BYTES))
     advice = advise(noise)
@@ -241,6 +248,7 @@ def test_progress_goes_up_to_all() -> None:
 # Samples
 
 
+@pytest.mark.slow
 def test_a_sample_is_blocks_from_all_over_each_once(tmp_path: Path) -> None:
     path = tmp_path / "numbered.bin"
     numbers = np.repeat(np.arange(1000, dtype=np.uint64), BLOCK_BYTES // 8)
@@ -355,6 +363,7 @@ def test_people_get_tables_a_mark_and_a_sentence(file: Path) -> None:
     assert sum("lz4 shuffle" in line and "%" in line for line in every) >= 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [40, 60, 80, 120])
 def test_the_report_fits_its_width_and_breaks_no_word(text_advice: Advice, width: int) -> None:
     blocks = text(2)
@@ -399,6 +408,7 @@ def test_a_picture_is_drawn(file: Path, tmp_path: Path) -> None:
     assert b"<svg" in vector.read_bytes()
 
 
+@pytest.mark.slow
 def test_without_matplotlib_the_command_to_install_it_is_given(file: Path) -> None:
     script = (
         "import sys; sys.modules['matplotlib'] = None\n"
@@ -449,9 +459,7 @@ def test_bad_input_is_one_clear_line(
 
 
 def test_a_process_that_may_not_be_read_is_one_clear_line(
-    holding: subprocess.Popen[bytes],
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def as_nobody(*arguments: Any, **options: Any) -> ProcessMemory:
         os.seteuid(65534)
@@ -460,11 +468,10 @@ def test_a_process_that_may_not_be_read_is_one_clear_line(
         finally:
             os.seteuid(0)
 
-    pid = 1
     if os.geteuid() == 0:
-        pid = holding.pid
         monkeypatch.setattr(sampling, "ProcessMemory", as_nobody)
-    assert main(["advise", "--pid", str(pid)]) == 2
+    with unreadable_process() as pid:
+        assert main(["advise", "--pid", str(pid)]) == 2
     out, err = capfd.readouterr()
     assert out == ""
     assert err.startswith(f"batchzip: process {pid} may not be read: run as the user ")

@@ -14,7 +14,7 @@ from support.codecs.faulty import KILL, FaultyCodec
 from support.codecs.slow import SlowCodec
 from support.dividing import divide_always
 
-from batchzip import ClosedError, CompressBatch, Engine
+from batchzip import ClosedError, CompressBatch, Engine, algorithms
 from batchzip.testing import BackendContract
 from batchzip.testing.plain import SLACK_S, make_layered_codec, make_pages
 from batchzip_sequential import SequentialBackend
@@ -28,15 +28,24 @@ if TYPE_CHECKING:
 
 
 FEW: list[str | Callable[[], Codec]] = ["lz4", "zstd", "deflate", make_layered_codec]
-"""Of two libraries, one that does not always make the same bytes, and all layers. The reference has all."""
+"""Two libraries, a codec that does not always make the same bytes, and one of all layers."""
 
 NATIVE: list[str | Callable[[], Codec]] = ["lz4", "zstd", "lz4hc", make_layered_codec]
 
+FAST: list[str | Callable[[], Codec]] = ["lz4", make_layered_codec]
+
 
 class TestSequential(BackendContract):
+    codecs = FAST
+
     @classmethod
     def make_backend(cls) -> Backend:
         return SequentialBackend()
+
+
+@pytest.mark.slow
+class TestSequentialWithEveryOtherCodec(TestSequential):
+    codecs = [name for name in algorithms() if name not in FAST]  # noqa: RUF012 - as in the contract
 
 
 @pytest.mark.slow
@@ -77,11 +86,16 @@ class TestIsolatedWorkers(BackendContract):
 
 
 class TestOneThread(BackendContract):
-    codecs = NATIVE
+    codecs = FAST
 
     @classmethod
     def make_backend(cls) -> Backend:
         return ThreadsBackend(workers=1)
+
+
+@pytest.mark.slow
+class TestOneThreadWithEveryOtherCodec(TestOneThread):
+    codecs = [codec for codec in NATIVE if codec not in FAST]  # noqa: RUF012 - as in the contract
 
 
 class TestThreeThreadsThatAlwaysGetTheirShare(GetTheirShare):
@@ -92,6 +106,7 @@ class TestThreeThreadsThatAlwaysGetTheirShare(GetTheirShare):
         return ThreadsBackend(workers=3)
 
 
+@pytest.mark.slow
 def test_a_batch_that_isolated_workers_have_not_begun_is_refused_when_their_engine_is_closed() -> (
     None
 ):
@@ -115,6 +130,7 @@ def test_a_batch_that_isolated_workers_have_not_begun_is_refused_when_their_engi
             done.result(SLACK_S)
 
 
+@pytest.mark.slow
 def test_a_request_of_isolated_workers_is_finished_when_their_engine_is_closed() -> None:
     engine = Engine(SlowCodec(0.002), backend=WorkersBackend(workers=1, isolate=True))
     assert engine.wait_ready(60)
@@ -123,6 +139,7 @@ def test_a_request_of_isolated_workers_is_finished_when_their_engine_is_closed()
     assert not request.wait(SLACK_S).errors.any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("_time", range(3))
 def test_a_page_that_killed_its_worker_is_never_run_in_the_owner(
     _time: int, monkeypatch: pytest.MonkeyPatch

@@ -79,6 +79,7 @@ def test_the_place_that_is_clearly_faster_has_the_work(
     assert found.sent_speed == pytest.approx(machine.speeds[SENT])
 
 
+@pytest.mark.slow
 def test_it_changes_when_the_machine_or_the_cluster_does(machine: Machine) -> None:
     machine.speeds[SENT] = 3 * machine.speeds[LOCAL]
     machine.work(20)

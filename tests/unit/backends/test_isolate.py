@@ -89,6 +89,7 @@ def test_the_owner_never_runs_the_codec(codec: RecordingCodec, workers: int, rea
         assert statistics.compress.pages + statistics.decompress.pages == done
 
 
+@pytest.mark.slow
 def test_pages_that_kill_get_eownerdead_alone_and_are_never_run_here(deadly: Engine) -> None:
     pages = some_pages(40, 0, 7, 39)
     batch = CompressBatch(pages)
@@ -101,6 +102,7 @@ def test_pages_that_kill_get_eownerdead_alone_and_are_never_run_here(deadly: Eng
     check_restored(back, pages[good])
 
 
+@pytest.mark.slow
 def test_a_single_page_that_kills_is_an_error(deadly: Engine) -> None:
     page = some_pages(1, 0)[0]
     with pytest.raises(PageError) as failure:
@@ -112,12 +114,14 @@ def test_a_single_page_that_kills_is_an_error(deadly: Engine) -> None:
     assert deadly.compress_page(some_pages(1)[0])
 
 
+@pytest.mark.slow
 def test_a_single_source_that_cannot_be_decoded_is_an_error(deadly: Engine) -> None:
     with pytest.raises(PageError) as failure:
         deadly.decompress_page(b"\xff" * 9)
     assert failure.value.errno == -errno.EBADMSG
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["batch", "request", "page"])
 def test_where_no_worker_can_be_started_pages_fail_in_time(
     codec: RecordingCodec, kind: str, monkeypatch: pytest.MonkeyPatch

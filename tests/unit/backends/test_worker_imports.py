@@ -36,6 +36,7 @@ def planted(tmp_path: Path) -> Path:
 # What a worker imports, and with which flags it runs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["script", "-P", "-I"])
 def test_nothing_is_imported_from_the_current_directory(
     how: str, planted: Path, tmp_path: Path
@@ -48,6 +49,7 @@ def test_nothing_is_imported_from_the_current_directory(
     assert not (tmp_path / "EXECUTED").exists()
 
 
+@pytest.mark.slow
 def test_the_workers_of_a_session_do_not_import_from_the_current_directory(
     planted: Path, tmp_path: Path
 ) -> None:
@@ -109,17 +111,20 @@ def test_workers_work_whatever_their_owners_flags(flags: list[str]) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
 
 
+@pytest.mark.slow
 def test_workers_work_without_site() -> None:
     path = f"import sys; sys.path[:] = {sys.path!r}\n"
     done = run(["-S", "-c", path + PRINT_PATH])
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
 
 
+@pytest.mark.slow
 def test_pythonsafepath_and_python_options_in_the_environment_are_honoured(tmp_path: Path) -> None:
     done = run(["-c", PRINT_PATH], env={**os.environ, "PYTHONSAFEPATH": "1"}, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.slow
 def test_workers_find_batchzip_where_only_the_current_directory_has_it(tmp_path: Path) -> None:
     """As in a checkout that is not installed: then it is looked at last."""
     for package in ("batchzip", "batchzip_workers"):
@@ -179,6 +184,7 @@ def test_a_codec_of_main_works_and_main_is_run_once(tmp_path: Path) -> None:
         assert (done.returncode, done.stdout, done.stderr) == (0, "run\n", "")
 
 
+@pytest.mark.slow
 def test_a_codec_that_a_function_defines_works() -> None:
     body = OWN_CODEC.replace("\n", "\n    ")
     source = BEGIN + "def define():" + body
@@ -186,6 +192,7 @@ def test_a_codec_that_a_function_defines_works() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "run\n", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["script", "-c", "-m", "stdin"])
 def test_a_codec_of_a_module_beside_the_program_works(how: str, tmp_path: Path) -> None:
     """Also where Python found it in the current directory: then that is looked at last."""

@@ -97,6 +97,7 @@ class Awkward(FaultyCodec):
         return FaultyCodec, (self.owner,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [ValueError, SystemExit, KeyboardInterrupt, MemoryError])
 def test_a_codec_whose_pickling_fails_is_warned_of_once_and_tried_again(
     error: type[BaseException], monkeypatch: pytest.MonkeyPatch
@@ -112,6 +113,7 @@ def test_a_codec_whose_pickling_fails_is_warned_of_once_and_tried_again(
         work(engine)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
 def test_a_codec_that_ends_its_thread_while_a_worker_is_replaced_ends_nothing(
     error: type[BaseException], monkeypatch: pytest.MonkeyPatch
@@ -135,6 +137,7 @@ class Unreadable(FaultyCodec):
         return int, ("no number",)
 
 
+@pytest.mark.slow
 def test_a_worker_that_cannot_read_its_codec_says_why(capfd: pytest.CaptureFixture[str]) -> None:
     with Engine(Unreadable(os.getpid()), backend="workers", workers=1) as engine:
         with pytest.warns(batchzip.WorkerWarning, match="ValueError: invalid literal.*no number"):
@@ -194,6 +197,7 @@ def test_arguments_that_cannot_be_passed_leave_nothing() -> None:
         launch(Task("batchzip_workers.worker", (object(),)))
 
 
+@pytest.mark.slow
 def test_workers_work_where_somebody_else_reaps_every_child() -> None:
     source = BEGIN + (
         "signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
@@ -221,6 +225,7 @@ def test_a_process_is_killed_from_any_thread_and_never_another() -> None:
     assert "AttributeError" in end
 
 
+@pytest.mark.slow
 def test_a_ctrl_c_while_workers_start_does_not_reach_them(tmp_path: Path) -> None:
     """As a terminal sends it: to every process of the group."""
     source = BEGIN + (
@@ -235,6 +240,7 @@ def test_a_ctrl_c_while_workers_start_does_not_reach_them(tmp_path: Path) -> Non
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.slow
 def test_workers_are_gone_with_an_owner_that_is_killed_while_they_start() -> None:
     source = BEGIN + (
         "engine = Engine('lz4', backend='workers', workers=2)\n"

@@ -9,15 +9,13 @@ import signal
 import subprocess
 import threading
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from support.codecs.faulty import HUNGRY, KILL, KILL_ONCE, RAISE, STOP_ONCE, FaultyCodec
-from support.dividing import divide_always
 from support.waiting import await_true
-from support.workers import check_round_trip, some_pages
+from support.workers import check_round_trip, cpu_ticks, some_pages
 
 import batchzip
 from batchzip import CompressBatch, Engine
@@ -30,6 +28,7 @@ from batchzip_workers.supervisor import Supervisor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     import numpy.typing as npt
 
@@ -59,24 +58,18 @@ def faulty(tmp_path: Path) -> Iterator[Engine]:
         yield engine
 
 
-@pytest.fixture
-def always_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give workers their share whatever it costs, so that faults happen where they are meant to."""
-    divide_always(monkeypatch)
-
-
 def end(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
     await_true(lambda: not is_alive(pid), "its end")
 
 
 @pytest.mark.usefixtures("always_hand_over")
-def test_workers_take_part(engine: Engine) -> None:
+def test_workers_do_a_share_of_a_batch(engine: Engine) -> None:
     (pid,) = engine.worker_pids
-    before = _cpu_ticks(pid)
+    before = cpu_ticks(pid)
     for _ in range(200):
         check_round_trip(engine, some_pages(64))
-        if _cpu_ticks(pid) > before + 3:
+        if cpu_ticks(pid) > before + 3:
             return
     pytest.fail("the worker used no CPU")
 
@@ -111,6 +104,7 @@ def test_wait_ready_waits_for_the_successor_of_a_worker_that_died(
     assert engine.worker_pids not in ((), (first,))
 
 
+@pytest.mark.slow
 def test_a_loss_of_workers_is_told_and_so_is_their_recovery(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -179,6 +173,7 @@ def test_a_page_that_kills_twice_gets_eownerdead_and_its_mates_succeed(faulty: E
         batch.output(1)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("always_hand_over")
 def test_a_page_that_kills_once_is_run_again(faulty: Engine) -> None:
     (first,) = faulty.worker_pids
@@ -186,6 +181,7 @@ def test_a_page_that_kills_once_is_run_again(faulty: Engine) -> None:
     assert not is_alive(first)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("always_hand_over")
 def test_pages_that_met_a_kill_wait_for_workers_that_die_as_they_start(
     faulty: Engine, monkeypatch: pytest.MonkeyPatch
@@ -217,6 +213,7 @@ def test_a_worker_that_hangs_is_killed_and_its_share_run_again(
     await_true(lambda: not is_alive(first), "the stopped worker's end")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("always_hand_over")
 def test_several_workers_that_hang_cost_one_patience_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -282,6 +279,7 @@ def test_batches_are_right_before_any_worker_is_ready() -> None:
         check_round_trip(engine, some_pages(100))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("always_hand_over")
 def test_several_threads_share_the_workers(engine: Engine) -> None:
     failures: list[BaseException] = []
@@ -301,6 +299,7 @@ def test_several_threads_share_the_workers(engine: Engine) -> None:
     assert not failures
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("always_hand_over")
 def test_an_interrupted_batch_leaves_the_engine_usable(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
@@ -320,8 +319,3 @@ def test_an_interrupted_batch_leaves_the_engine_usable(
         os.kill(pid, signal.SIGCONT)
         check_round_trip(engine, some_pages(64))
     assert engine.worker_pids == (pid,)
-
-
-def _cpu_ticks(pid: int) -> int:
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return int(fields[11]) + int(fields[12])

@@ -8,12 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.waiting import await_true
-from support.workers import check_round_trip, some_pages
+from support.workers import check_round_trip, cpu_ticks, some_pages
 
 import batchzip
 from batchzip import CompressBatch, Engine
@@ -23,6 +22,7 @@ from batchzip_workers.backend import WorkersBackend
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 @pytest.fixture
@@ -43,18 +43,14 @@ def run_script(source: str, *arguments: str, **options: Any) -> subprocess.Compl
     )
 
 
+@pytest.mark.slow
 def test_an_idle_engine_uses_no_cpu(engine: Engine) -> None:
     check_round_trip(engine, some_pages(64))
     (pid,) = engine.worker_pids
     time.sleep(0.05)  # what it may spin
-    before = _cpu_ticks(pid)
+    before = cpu_ticks(pid)
     time.sleep(1.0)
-    assert _cpu_ticks(pid) == before
-
-
-def _cpu_ticks(pid: int) -> int:
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return int(fields[11]) + int(fields[12])
+    assert cpu_ticks(pid) == before
 
 
 def test_workers_ignore_ctrl_c(engine: Engine) -> None:
@@ -74,6 +70,7 @@ def test_descriptors_are_not_inherited_by_others(engine: Engine) -> None:
         assert not os.get_inheritable(fd)
 
 
+@pytest.mark.slow
 def test_where_workers_cannot_start_it_says_so_once_and_works(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -98,6 +95,7 @@ print(*engine.worker_pids, flush=True)
 """
 
 
+@pytest.mark.slow
 def test_workers_of_a_killed_owner_are_gone() -> None:
     done = run_script(OWNER + "os.kill(os.getpid(), signal.SIGKILL)")
     assert done.returncode == -signal.SIGKILL
@@ -106,6 +104,7 @@ def test_workers_of_a_killed_owner_are_gone() -> None:
     await_true(lambda: not any(map(is_alive, pids)), "the workers' end", timeout_s=2.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "ending",
     [
@@ -125,6 +124,7 @@ def test_an_interpreter_ends_quietly_and_takes_its_workers_along(ending: str) ->
     await_true(lambda: not any(is_alive(int(p)) for p in done.stdout.split()), "the workers' end")
 
 
+@pytest.mark.slow
 def test_a_script_needs_no_main_guard(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(OWNER + "print('once')")
@@ -135,6 +135,7 @@ def test_a_script_needs_no_main_guard(tmp_path: Path) -> None:
     assert done.stdout.count("once") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_forked_child_neither_uses_nor_harms_the_workers(engine: Engine) -> None:
     pid = os.fork()
@@ -161,6 +162,7 @@ def test_a_forked_child_neither_uses_nor_harms_the_workers(engine: Engine) -> No
     assert done.stdout.split()[-1] == "0"
 
 
+@pytest.mark.slow
 def test_in_a_daemonic_process_workers_work_and_end_with_it() -> None:
     source = """
 import multiprocessing, os, time

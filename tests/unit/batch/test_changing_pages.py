@@ -1,4 +1,4 @@
-"""Pages that their owner changes while they are compressed: no overrun, no unreadable output, one version."""
+"""Pages that change while they are compressed give output of one version, without overrun."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from support.dividing import divide_always
 
 from batchzip import CompressBatch, DecompressBatch, Engine
 from batchzip.testing.plain import PAGE, SLACK_S
@@ -18,14 +17,12 @@ if TYPE_CHECKING:
 
     from batchzip.arguments.buffers import Bytes
 
+pytestmark = pytest.mark.usefixtures("always_hand_over")
+
+
 COUNT = 32
 ROUNDS = 20
 GUARD = 0xA5
-
-
-@pytest.fixture(autouse=True)
-def always_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    divide_always(monkeypatch)
 
 
 @contextmanager
@@ -50,6 +47,7 @@ def changing(pages: Bytes) -> Iterator[None]:
         writer.join()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verify", [False, True], ids=["plain", "verify"])
 @pytest.mark.parametrize(
     ("backend", "place"),
@@ -93,6 +91,6 @@ def test_every_output_decodes_to_a_page_and_nothing_beside_it_is_touched(
                 back = DecompressBatch([bytes(output) for output in batch.outputs()])
                 engine.decompress(back)
                 assert not back.errors.any()
-                # One version was read, once: it is what the codec makes of the page that comes back.
+                # One version was read: compressing what comes back gives the same output.
                 assert [plain(bytes(page)) for page in back.pages] == batch.outputs()
         assert engine.worker_pids == workers

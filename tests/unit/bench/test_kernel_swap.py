@@ -39,6 +39,7 @@ def swap_here() -> None:
         pytest.skip(missing)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("swap_here")
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_nothing_is_left_of_a_program_that_is_killed(end: signal.Signals) -> None:
@@ -57,6 +58,7 @@ def test_nothing_is_left_of_a_program_that_is_killed(end: signal.Signals) -> Non
     await_true(lambda: areas() <= before and not groups(program.pid))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("swap_here")
 def test_a_group_limits_what_is_charged_to_it() -> None:
     with KernelSwap(64 << 20) as swap, swap.group(8 << 20) as group:

@@ -16,8 +16,8 @@ from support.command import (
     assert_refused,
     cli,
     document,
-    some_pages,
 )
+from support.unreadable import unreadable_process
 
 from batchzip.cli import swap
 from batchzip.cli.main import main
@@ -26,21 +26,6 @@ from batchzip.sources.process_memory import ProcessMemory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-
-@pytest.fixture(scope="module")
-def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What one run with some pages says, for the tests that look at it."""
-    path = tmp_path_factory.mktemp("swap") / "pages.bin"
-    path.write_bytes(some_pages().tobytes())
-    return document("--file", path)
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    path = tmp_path / "pages.bin"
-    path.write_bytes(some_pages().tobytes())
-    return path
 
 
 def test_a_file_goes_through_and_comes_back(result: dict[str, Any]) -> None:
@@ -92,6 +77,7 @@ def test_a_file_goes_through_and_comes_back(result: dict[str, Any]) -> None:
     assert result["ratios"] == workers["ratios"]
 
 
+@pytest.mark.slow
 def test_people_get_a_table_and_no_bars(file: Path) -> None:
     result = cli("swap", "--file", file, "--algorithm", "lz4", env={**os.environ, "COLUMNS": "80"})
     assert (result.returncode, result.stderr) == (0, "")
@@ -118,6 +104,7 @@ def test_people_get_a_table_and_no_bars(file: Path) -> None:
     assert re.fullmatch(r" +sequential( +\d+ \+ caller +seq\.){2}", lanes)
 
 
+@pytest.mark.slow
 def test_threads_are_left_out_for_a_codec_in_python_and_said_so(file: Path) -> None:
     result = document("--file", file, "--algorithm", "brotli")
     assert list(result["backends"]) == ["sequential", "workers"]
@@ -128,6 +115,7 @@ def test_threads_are_left_out_for_a_codec_in_python_and_said_so(file: Path) -> N
     assert f"threads are left out: {reason}" in " ".join(shown.split())
 
 
+@pytest.mark.slow
 def test_the_class_table_is_there_as_data_and_for_people(
     result: dict[str, Any], file: Path
 ) -> None:
@@ -160,6 +148,7 @@ def test_without_a_source_a_workload_is_taken() -> None:
     assert not Path(f"/proc/{result['source']['pid']}").exists()
 
 
+@pytest.mark.slow
 def test_a_running_process_is_taken_and_left_alone() -> None:
     script = "held = list(range(100_000)); print(flush=True); input()"
     with subprocess.Popen(
@@ -176,6 +165,7 @@ def test_a_running_process_is_taken_and_left_alone() -> None:
         assert child.returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shuffle", [2, "f4"])
 def test_options_reach_the_engine(file: Path, shuffle: int | str) -> None:
     options = [
@@ -207,6 +197,7 @@ def test_options_reach_the_engine(file: Path, shuffle: int | str) -> None:
     }
 
 
+@pytest.mark.slow
 def test_the_last_page_is_padded_and_said_so(tmp_path: Path) -> None:
     path = tmp_path / "odd.bin"
     path.write_bytes(b"x" * 5000)
@@ -216,6 +207,7 @@ def test_the_last_page_is_padded_and_said_so(tmp_path: Path) -> None:
     assert "2 pages compared byte for byte: all equal" in result.stdout
 
 
+@pytest.mark.slow
 def test_a_small_limit_rejects_and_reports(file: Path) -> None:
     result = document("--file", file, "--limit", "512K")
     for of in result["backends"].values():
@@ -228,6 +220,7 @@ def test_a_small_limit_rejects_and_reports(file: Path) -> None:
     assert "folios rejected within 512.0 KiB: " in text.stdout
 
 
+@pytest.mark.slow
 def test_a_limit_that_keeps_nothing_says_so(tmp_path: Path) -> None:
     path = tmp_path / "noise.bin"
     path.write_bytes(np.random.default_rng(0).bytes(1 << 20))
@@ -300,11 +293,8 @@ def opening_as_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_process_that_may_not_be_read_is_one_clear_line(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    script = "import sys; sys.stdin.read()"
-    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE) as child:
-        pid = child.pid if os.geteuid() == 0 else 1
+    with unreadable_process() as pid:
         code = main(["swap", "--pid", str(pid)])
-        child.communicate()
     assert code == 2
     out, err = capfd.readouterr()
     assert out == ""
@@ -320,7 +310,7 @@ def test_an_unreadable_file_is_one_clear_line(
     assert capfd.readouterr() == ("", f"batchzip: {file}: Permission denied\n")
 
 
-def test_help() -> None:
+def test_help_shows_examples_of_each_command() -> None:
     for arguments, example in (
         ([], "batchzip algorithms  "),
         (["swap"], "batchzip swap --pid 4711 --algorithm lz4"),

@@ -5,26 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from typing import Any
 
 import pytest
 from support.command import (
     cli,
-    document,
-    some_pages,
 )
 
 import batchzip
 from batchzip.core import build
 from batchzip.core.libraries import libraries
-
-
-@pytest.fixture(scope="module")
-def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What one run with some pages says, for the tests that look at it."""
-    path = tmp_path_factory.mktemp("swap") / "pages.bin"
-    path.write_bytes(some_pages().tobytes())
-    return document("--file", path)
 
 
 def test_the_version_names_the_libraries_and_how_the_core_was_built() -> None:
@@ -39,6 +28,7 @@ def test_the_version_names_the_libraries_and_how_the_core_was_built() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_algorithms_say_what_is_native_and_where_its_library_is() -> None:
     found = {line["algorithm"]: line for line in json.loads(cli("algorithms", "--json").stdout)}
     there = {library.name: library._asdict() for library in libraries()}
@@ -60,6 +50,7 @@ main({arguments})
 """
 
 
+@pytest.mark.slow
 def test_a_library_that_is_not_used_is_named_with_the_reason() -> None:
     def said(*arguments: str) -> str:
         code = WITHOUT_LZ4.format(arguments=list(arguments))

@@ -111,6 +111,7 @@ def test_every_command_is_in_the_examples_and_says_what_its_options_are() -> Non
         assert all(action.help for action in parser._actions)
 
 
+@pytest.mark.slow
 def test_without_a_command_it_helps() -> None:
     bare, helped = cli(), cli("--help")
     assert (bare.returncode, bare.stderr) == (0, "")
@@ -156,6 +157,7 @@ def test_a_reader_that_goes_away_is_no_error(arguments: list[str], file: Path) -
     assert (result.returncode, result.stderr) == (141, b"")
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_is_one_line() -> None:
     with open("/dev/full", "wb") as full:  # noqa: PTH123 - a device
         result = subprocess.run(
@@ -300,15 +302,17 @@ def bash(tmp_path: Path) -> Iterator[Bash]:
         ("batchzip completion z\t", "batchzip completion zsh "),
     ],
 )
-def test_bash_completes(bash: Bash, typed: str, completed: str) -> None:
+def test_bash_completes_commands_and_options(bash: Bash, typed: str, completed: str) -> None:
     bash.type(typed, completed)
 
 
+@pytest.mark.slow
 def test_bash_lists_the_commands(bash: Bash) -> None:
     seen = bash.type("batchzip \t\t", "done> batchzip ")
     assert set(commands()) <= set(seen.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
 def test_a_script_for_each_shell_names_every_command(shell: str) -> None:
     made = cli("completion", shell)
@@ -316,6 +320,7 @@ def test_a_script_for_each_shell_names_every_command(shell: str) -> None:
     assert all(name in made.stdout for name in commands())
 
 
+@pytest.mark.slow
 def test_without_shtab_the_command_to_install_it_is_given() -> None:
     script = (
         "import sys; sys.modules['shtab'] = None\n"

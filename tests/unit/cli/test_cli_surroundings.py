@@ -80,6 +80,7 @@ def test_a_command_without_proc_works_or_names_it(
     assert re.fullmatch(f"batchzip: {said}\n" if said else "", done.stderr)
 
 
+@pytest.mark.slow
 def test_help_is_written_with_the_characters_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     for command in ("", *commands()):
         written = io.BytesIO()

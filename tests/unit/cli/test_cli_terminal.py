@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from support.command import (
@@ -13,10 +13,8 @@ from support.command import (
     Terminal,
     children,
     cli,
-    document,
     has_gone,
     resident_bytes,
-    some_pages,
 )
 from support.waiting import await_true
 
@@ -25,21 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@pytest.fixture(scope="module")
-def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What one run with some pages says, for the tests that look at it."""
-    path = tmp_path_factory.mktemp("swap") / "pages.bin"
-    path.write_bytes(some_pages().tobytes())
-    return document("--file", path)
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    path = tmp_path / "pages.bin"
-    path.write_bytes(some_pages().tobytes())
-    return path
-
-
+@pytest.mark.slow
 def test_a_terminal_without_the_letters_gets_its_report(file: Path) -> None:
     result = cli("swap", "--file", file, env={**os.environ, "PYTHONIOENCODING": "ascii"})
     assert (result.returncode, result.stderr) == (0, "")
@@ -77,6 +61,7 @@ def terminal() -> Iterator[Callable[..., Terminal]]:
         one.close()
 
 
+@pytest.mark.slow
 def test_bars_are_drawn_on_a_terminal(terminal: Callable[..., Terminal], file: Path) -> None:
     shown = terminal("swap", "--file", file)
     shown.read_until(None)
@@ -86,6 +71,7 @@ def test_bars_are_drawn_on_a_terminal(terminal: Callable[..., Terminal], file: P
     assert b"loading and comparing" in shown.seen
 
 
+@pytest.mark.slow
 def test_json_draws_no_bars(terminal: Callable[..., Terminal], file: Path) -> None:
     shown = terminal("swap", "--file", file, "--json")
     shown.read_until(None)
@@ -93,6 +79,7 @@ def test_json_draws_no_bars(terminal: Callable[..., Terminal], file: Path) -> No
     assert shown.seen == b""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole_group", [False, True], ids=["one process", "whole group"])
 @pytest.mark.parametrize("stage", [b"storing", b"loading"])
 def test_ctrl_c_leaves_one_line_and_no_process(
@@ -114,6 +101,7 @@ def test_ctrl_c_leaves_one_line_and_no_process(
     await_true(lambda: all(map(has_gone, started)))
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_the_workload_is_built_leaves_no_process() -> None:
     with subprocess.Popen(
         [*COMMAND, "swap", "--workload-mib", "4096"],

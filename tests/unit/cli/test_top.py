@@ -98,6 +98,7 @@ def terminal() -> Iterator[Callable[..., Screen]]:
         one.close()
 
 
+@pytest.mark.slow
 def test_it_shows_the_store_and_what_happens_to_it(
     terminal: Callable[..., Screen], owner: Owner
 ) -> None:
@@ -116,6 +117,7 @@ def test_it_shows_the_store_and_what_happens_to_it(
     assert shown.end(0) == ""
 
 
+@pytest.mark.slow
 def test_a_pid_is_an_address(terminal: Callable[..., Screen], owner: Owner) -> None:
     shown = terminal(owner.process.pid)
     shown.read_until(owner.addresses[0].encode())
@@ -124,6 +126,7 @@ def test_a_pid_is_an_address(terminal: Callable[..., Screen], owner: Owner) -> N
     assert shown.end(0) == ""
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_it_as_any_other_command(terminal: Callable[..., Screen], owner: Owner) -> None:
     shown = terminal(owner.addresses[0])
     shown.read_until(b"damaged when loaded")
@@ -131,6 +134,7 @@ def test_ctrl_c_ends_it_as_any_other_command(terminal: Callable[..., Screen], ow
     assert shown.end(130) == "batchzip: interrupted\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code", "line"),
     [
@@ -148,6 +152,7 @@ def test_a_signal_ends_it_and_leaves_the_terminal_clean(
     assert shown.end(code) == line
 
 
+@pytest.mark.slow
 def test_an_owner_that_is_killed_is_one_line(terminal: Callable[..., Screen], owner: Owner) -> None:
     shown = terminal(owner.addresses[0])
     shown.read_until(b"damaged when loaded")
@@ -155,6 +160,7 @@ def test_an_owner_that_is_killed_is_one_line(terminal: Callable[..., Screen], ow
     assert shown.end(2) == "batchzip: the store is closed, or its owner has ended\n"
 
 
+@pytest.mark.slow
 def test_an_owner_that_closes_its_store_is_one_line(
     terminal: Callable[..., Screen], owner: Owner
 ) -> None:
@@ -164,6 +170,7 @@ def test_an_owner_that_closes_its_store_is_one_line(
     assert shown.end(2) == "batchzip: the store is closed, or its owner has ended\n"
 
 
+@pytest.mark.slow
 def test_an_owner_that_does_not_answer_does_not_keep_the_user(
     terminal: Callable[..., Screen], owner: Owner
 ) -> None:
@@ -177,6 +184,7 @@ def test_an_owner_that_does_not_answer_does_not_keep_the_user(
         owner.process.send_signal(signal.SIGCONT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "columns"), [(14, 60), (24, 80), (40, 200)])
 def test_a_screen_of_any_size_has_a_table_and_the_keys(
     terminal: Callable[..., Screen], owner: Owner, rows: int, columns: int
@@ -190,6 +198,7 @@ def test_a_screen_of_any_size_has_a_table_and_the_keys(
     assert shown.end(0) == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("once", [[], ["--once"]])
 def test_without_a_terminal_it_is_one_look(owner: Owner, once: list[str]) -> None:
     result = cli("top", owner.addresses[0], *once)
@@ -204,6 +213,7 @@ def test_without_a_terminal_it_is_one_look(owner: Owner, once: list[str]) -> Non
     assert [line for line in lines if line not in [found[:2] for found in words]] == []
 
 
+@pytest.mark.slow
 def test_where_there_can_be_no_full_screen_the_way_to_it_is_told(
     terminal: Callable[..., Screen], owner: Owner
 ) -> None:
@@ -231,6 +241,7 @@ def test_where_there_can_be_no_full_screen_the_way_to_it_is_told(
     assert b"150 in memory" in shown.seen
 
 
+@pytest.mark.slow
 def test_the_stores_of_a_process_are_found() -> None:
     owner = Owner(stores=2)
     try:

@@ -276,6 +276,7 @@ def test_damaged_frames_are_a_page_or_undecodable(dictionary: bytes) -> None:
 # Workers
 
 
+@pytest.mark.slow
 def test_workers_get_one_larger_than_a_pipe_holds() -> None:
     large = batchzip.train_dictionary(source_pages(), size=256 << 10)
     assert len(large) == 256 << 10

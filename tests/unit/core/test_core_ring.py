@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import mmap
 import struct
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pytest
 from support.dividing import divide_always
 
 from batchzip import CompressBatch, Engine
@@ -16,9 +16,6 @@ from batchzip.core.coder import Coders
 from batchzip.core.division import DONE, Divider
 from batchzip.core.ring import Ring, ring_bytes
 from batchzip.testing.plain import PAGE, SLACK_S, check_compressed, make_pages
-
-if TYPE_CHECKING:
-    import pytest
 
 CONTROL, SLOT_0 = 0, 4096
 DONE_WORD = 128
@@ -40,6 +37,7 @@ def test_a_worker_reads_where_pages_lie_after_the_arena_has_grown(
         assert engine.statistics.restarts == 0
 
 
+@pytest.mark.slow
 def test_a_lane_that_finishes_after_its_job_was_dropped_goes_on_taking_shares() -> None:
     memory = mmap.mmap(-1, ring_bytes(PAGE))
     ring = Ring(PAGE, 0, memory)

@@ -72,6 +72,7 @@ def is_ours(worker: Worker) -> WorkerData:
     return worker.data
 
 
+@pytest.mark.slow
 def test_workers_that_end_leave_nothing_while_the_process_goes_on() -> None:
     async def run() -> None:
         async with a_cluster() as (scheduler, client):
@@ -234,6 +235,7 @@ def test_what_dask_shows_of_a_worker_is_told() -> None:
     asyncio.run(run())
 
 
+@pytest.mark.slow
 def test_workers_of_a_local_cluster_that_are_threads_leave_nothing() -> None:
     at_first = held()
     with (
@@ -257,6 +259,7 @@ def test_workers_of_a_local_cluster_that_are_threads_leave_nothing() -> None:
     assert held() == at_first
 
 
+@pytest.mark.slow
 def test_a_shard_ends_with_its_worker_though_its_store_does_not() -> None:
     at_first = held()
     with (
@@ -345,6 +348,7 @@ def test_a_preload_replaces_a_workers_data_wherever_dask_has_it() -> None:
     asyncio.run(run())
 
 
+@pytest.mark.slow
 def test_a_process_that_is_too_large_makes_the_pool_smaller_then_lets_it_grow(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -1,4 +1,4 @@
-"""Directory: who holds a stripe while shards come and go, and what is lost with them; without a cluster."""
+"""Directory: who holds a stripe while shards come and go, and what is lost, without a cluster."""
 
 from __future__ import annotations
 

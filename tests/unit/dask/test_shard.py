@@ -1,4 +1,4 @@
-"""Shard: what one shard does with requests that come late, twice, or at another epoch; without a cluster."""
+"""Shard: requests that come late, twice or at another epoch, without a cluster."""
 
 from __future__ import annotations
 

@@ -52,6 +52,7 @@ assert batchzip.{name} is sys.modules["batchzip.{name}"] is batchzip.{name}
     subprocess.run([sys.executable, "-W", "error", "-c", script], timeout=60, check=True)
 
 
+@pytest.mark.slow
 def test_a_part_whose_library_is_missing_says_so_and_help_works_without_it() -> None:
     script = """
 import sys, inspect

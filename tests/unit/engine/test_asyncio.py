@@ -1,4 +1,4 @@
-"""asyncio: thousands of calls at once, the loop free, no thread per call, and cancelled means whole or not at all."""
+"""asyncio: thousands of calls at once leave the loop free, and cancelling is all or nothing."""
 
 from __future__ import annotations
 
@@ -67,6 +67,7 @@ def test_batches_go_out_and_come_back(engine: Engine) -> None:
     asyncio.run(there_and_back())
 
 
+@pytest.mark.slow
 def test_two_thousand_batches_at_once_need_no_thread_each(engine: Engine) -> None:
     threads = []
 
@@ -84,6 +85,7 @@ def test_two_thousand_batches_at_once_need_no_thread_each(engine: Engine) -> Non
     assert max(threads) - before <= 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_loop_is_free_meanwhile(backend: str) -> None:
     async def ticks(engine: Engine) -> int:
@@ -163,6 +165,7 @@ def test_cancelled_batches_are_done_or_cancelled_as_a_whole(backend: str) -> Non
     assert -errno.ECANCELED in codes <= {0, -errno.ECANCELED}
 
 
+@pytest.mark.slow
 def test_a_timeout_leaves_the_buffers_to_their_owner() -> None:
     async def hurry(engine: Engine) -> None:
         await engine.compress_async(CompressBatch(pages_of(1, 1)))  # its thread has started
@@ -177,6 +180,7 @@ def test_a_timeout_leaves_the_buffers_to_their_owner() -> None:
         asyncio.run(hurry(engine))
 
 
+@pytest.mark.slow
 def test_pages_are_stored_and_loaded_by_thousands_of_tasks(store: SwapStore) -> None:
     threads = []
 

@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 from support.codecs.faulty import KILL, STOP_ONCE, FaultyCodec
 from support.codecs.slow import SlowCodec
-from support.dividing import divide_always, divide_never
-from support.held_lane import Hold
+from support.dividing import divide_never
 from support.waiting import await_true
 
 from batchzip import CompressBatch, DecompressBatch, Engine
@@ -28,33 +27,16 @@ from batchzip.testing.leaks import is_alive
 from batchzip.testing.plain import PAGE, SLACK_S, check_compressed, check_round_trip
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from support.held_lane import Hold
 
     from batchzip.arguments.buffers import Bytes
     from batchzip.batch import Batch
 
+pytestmark = pytest.mark.usefixtures("always_hand_over")
+
+
 SOON_S = 0.3
 """A deadline that passes while a worker hangs."""
-
-
-@pytest.fixture(autouse=True)
-def always_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    divide_always(monkeypatch)
-
-
-@pytest.fixture
-def hold(monkeypatch: pytest.MonkeyPatch) -> Hold:
-    return Hold(monkeypatch)
-
-
-@pytest.fixture
-def stopping(tmp_path: Path) -> Iterator[Engine]:
-    """An engine of one worker, which a page marked STOP_ONCE stops; HANG_S is half a minute."""
-    flag = tmp_path / "flag"
-    flag.touch()
-    with Engine(FaultyCodec(os.getpid(), str(flag)), backend="workers", workers=1) as engine:
-        assert engine.wait_ready(SLACK_S)
-        yield engine
 
 
 def some_pages(count: int, mark: bytes = b"", *indices: int) -> Bytes:
@@ -121,6 +103,7 @@ def test_a_deadline_that_is_not_reached_changes_nothing(deadline_s: float) -> No
         check_compressed(engine, request.wait(SLACK_S), pages)
 
 
+@pytest.mark.slow
 def test_a_hung_worker_costs_the_page_it_is_at_and_no_other(
     stopping: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,6 +130,7 @@ def test_a_hung_worker_costs_the_page_it_is_at_and_no_other(
     check_usable(stopping)
 
 
+@pytest.mark.slow
 def test_a_deadline_passes_in_the_queue_while_a_worker_hangs(
     stopping: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,6 +149,7 @@ def test_a_deadline_passes_in_the_queue_while_a_worker_hangs(
     check_usable(stopping)
 
 
+@pytest.mark.slow
 def test_requests_behind_one_that_hangs_are_done_and_do_not_wait_for_it(
     stopping: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,6 +169,7 @@ def test_requests_behind_one_that_hangs_are_done_and_do_not_wait_for_it(
     check_usable(stopping)
 
 
+@pytest.mark.slow
 def test_a_lane_that_is_slow_costs_nobody_a_wait_for_what_it_has_not_begun() -> None:
     """The caller takes pages back from the end of a share, one codec call after the other."""
     with Engine(SlowCodec(0.02), backend="workers", workers=1) as engine:
@@ -203,6 +189,7 @@ def test_a_lane_that_is_slow_costs_nobody_a_wait_for_what_it_has_not_begun() -> 
         assert engine.worker_pids == (pid,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["compress", "decompress"])
 def test_nothing_is_written_to_an_arena_after_the_deadline(
     kind: str, monkeypatch: pytest.MonkeyPatch
@@ -228,6 +215,7 @@ def test_nothing_is_written_to_an_arena_after_the_deadline(
         np.testing.assert_array_equal(batch.errors, errors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["sequential", "workers"])
 def test_a_deadline_passes_during_the_work_of_the_caller_alone(
     backend: str, monkeypatch: pytest.MonkeyPatch
@@ -241,6 +229,7 @@ def test_a_deadline_passes_during_the_work_of_the_caller_alone(
         assert not batch.errors[:done].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0, 0.05, 0.2])
 def test_a_page_that_kills_every_worker_does_not_outlast_the_deadline_of_its_batch(
     seconds: float, tmp_path: Path

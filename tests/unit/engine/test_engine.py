@@ -180,6 +180,7 @@ def test_auto_suits_the_codec_where_there_are_more_or_workers_are_asked_for(
         assert engine.backend.name == name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["lz4", "deflate"])
 def test_auto_is_sequential_in_a_process_that_may_use_one_cpu(algorithm: str) -> None:
     source = (

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from support.dividing import divide_always, divide_never
-from support.held_lane import Hold
 from support.waiting import await_true
 
 from batchzip import (
@@ -39,6 +38,8 @@ from batchzip_workers.backend import WorkersBackend
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from support.held_lane import Hold
+
     from batchzip.arguments.buffers import Bytes
     from batchzip.batch import Batch
 
@@ -58,11 +59,6 @@ def engine() -> Iterator[Engine]:
         assert engine.wait_ready(SLACK_S)
         yield engine
         assert pages_in(engine) == 0, "room for pages that are gone"
-
-
-@pytest.fixture
-def hold(monkeypatch: pytest.MonkeyPatch) -> Hold:
-    return Hold(monkeypatch)
 
 
 @pytest.fixture
@@ -204,6 +200,7 @@ def test_threads_that_wait_for_room_take_turns(small: Engine, hold: Hold) -> Non
 # Callbacks
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("both_ways")
 def test_a_callback_may_submit_however_full_it_is(small: Engine, hold: Hold) -> None:
     done = threading.Event()
@@ -224,6 +221,7 @@ def test_a_callback_may_submit_however_full_it_is(small: Engine, hold: Hold) -> 
     assert done.wait(SLACK_S)
 
 
+@pytest.mark.slow
 def test_callbacks_of_two_engines_may_submit_to_each_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -274,6 +272,7 @@ def test_whatever_a_callback_raises_the_others_are_called_and_the_engine_goes_on
 # Many at once
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("both_ways")
 def test_hundreds_of_requests_of_both_kinds_from_several_threads_keep_apart(
     engine: Engine,
@@ -315,6 +314,7 @@ def test_hundreds_of_requests_of_both_kinds_from_several_threads_keep_apart(
     await_true(lambda: pages_in(engine) == 0)
 
 
+@pytest.mark.slow
 def test_hundreds_of_tasks_await_without_a_thread_each(engine: Engine) -> None:
     engine.submit(CompressBatch(make_pages(1))).wait(SLACK_S)  # starts the lane
     before = threading.active_count()

@@ -76,6 +76,7 @@ def test_who_waits_for_room_gets_it_in_the_order_of_coming() -> None:
     assert second.is_over() == "in"
 
 
+@pytest.mark.slow
 def test_who_stops_waiting_lets_the_next_one_in() -> None:
     queue = full_queue()
     first, second = Waiter(queue, 6, timeout_s=0.3), Waiter(queue, 1)

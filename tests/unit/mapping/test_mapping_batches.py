@@ -26,13 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-@pytest.fixture
-def zstd() -> Iterator[SwapStore]:
-    with Engine("zstd", level=1, backend="sequential") as engine, SwapStore(engine) as store:
-        yield store
-        store.check_invariants()
-
-
 # Several at once
 
 
@@ -97,6 +90,7 @@ def test_lanes_use_the_codec_of_the_mapping(learnt: bool) -> None:
         mapping.check_invariants()
 
 
+@pytest.mark.slow
 def test_lanes_help_where_that_pays() -> None:
     values = {number: noise(number, 2000).hex().encode() for number in range(2000)}
     with (

@@ -17,20 +17,12 @@ from batchzip import (
     StoreRejected,
     SwapStore,
 )
-from batchzip.core.records import shift_clock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
 MIB = 1 << 20
-
-
-@pytest.fixture
-def zstd() -> Iterator[SwapStore]:
-    with Engine("zstd", level=1, backend="sequential") as engine, SwapStore(engine) as store:
-        yield store
-        store.check_invariants()
 
 
 # Without a store
@@ -157,6 +149,7 @@ def test_what_a_callback_raises_goes_to_who_put_the_value_in(zstd: SwapStore) ->
         mapping.check_invariants()
 
 
+@pytest.mark.slow
 def test_a_cache_forgets_its_own_where_the_store_is_full() -> None:
     with (
         Engine("lz4", backend="sequential") as engine,
@@ -212,18 +205,6 @@ def test_values_go_back_to_the_limit_when_it_is_lowered(zstd: SwapStore) -> None
 # Time
 
 
-@pytest.fixture
-def later() -> Iterator[Callable[[float], None]]:
-    moved: list[float] = []
-
-    def move(seconds: float) -> None:
-        moved.append(seconds)
-        shift_clock(seconds)
-
-    yield move
-    shift_clock(-sum(moved))
-
-
 def test_values_have_their_time(zstd: SwapStore, later: Callable[[float], None]) -> None:
     with CompressedMapping(zstd, ttl=10) as mapping:
         mapping["ten"] = b"value"
@@ -259,6 +240,7 @@ def test_another_engine_of_the_store_reads_what_is_there(zstd: SwapStore) -> Non
         assert mapping.get_many(["old", "new"]) == {"old": text(1), "new": text(2)}
 
 
+@pytest.mark.slow
 def test_an_isolated_engine_keeps_its_codec_out_of_the_process() -> None:
     with (
         Engine("zstd", backend="workers", workers=1, isolate=True) as engine,
@@ -273,6 +255,7 @@ def test_an_isolated_engine_keeps_its_codec_out_of_the_process() -> None:
 # What it costs
 
 
+@pytest.mark.slow
 def test_memory_usage_is_beside_a_dict(zstd: SwapStore) -> None:
     with CompressedMapping(zstd) as mapping:
         assert mapping.cratio == 1.0

@@ -17,14 +17,7 @@ from batchzip import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-
-@pytest.fixture
-def zstd() -> Iterator[SwapStore]:
-    with Engine("zstd", level=1, backend="sequential") as engine, SwapStore(engine) as store:
-        yield store
-        store.check_invariants()
+    from collections.abc import Callable
 
 
 # Dictionaries
@@ -60,6 +53,7 @@ def test_a_dictionary_is_learnt_from_values_above_a_page(zstd: SwapStore) -> Non
         assert learnt.cbytes < 0.9 * plain.cbytes
 
 
+@pytest.mark.slow
 def test_a_dictionary_is_learnt_again_when_values_change(zstd: SwapStore) -> None:
     with CompressedMapping(zstd, dictionary="auto") as mapping:
         mapping.update((number, row(number)) for number in range(12_000))

@@ -1,4 +1,4 @@
-"""A CompressedMapping can be used in the middle of its own calls: by keys, serializers, finalizers, signals.
+"""Keys, serializers, finalizers and signals can use a CompressedMapping within its own calls.
 
 No call hangs, and none sees another one half done.
 """
@@ -22,18 +22,11 @@ from support.store_pages import noise, text
 from batchzip import BadArgument, CompressedMapping, Engine, StoreRejected, SwapStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from types import FrameType
 
 WAIT_S = 20.0
 """Far more than any call takes: what is not done by then hangs."""
-
-
-@pytest.fixture
-def mapping(store: SwapStore) -> Iterator[CompressedMapping]:
-    with CompressedMapping(store) as mapping:
-        yield mapping
-        mapping.check_invariants()
 
 
 def in_time(work: Callable[[], object]) -> None:
@@ -329,6 +322,7 @@ def test_a_finalizer_may_drop_keys_wherever_the_collector_comes(mapping: Compres
     assert list(mapping) == ["one"]
 
 
+@pytest.mark.slow
 def test_signal_handlers_use_it_in_the_middle_of_anything(mapping: CompressedMapping) -> None:
     handled = 0
 

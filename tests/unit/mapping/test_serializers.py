@@ -218,6 +218,7 @@ def test_a_pickle_is_not_run_by_others(name: str, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_a_missing_library_is_named_with_what_installs_it() -> None:
     script = """
 import sys

@@ -7,11 +7,13 @@ import subprocess
 import sys
 import urllib.request
 from contextlib import contextmanager
+from threading import Thread
 from typing import TYPE_CHECKING
+from wsgiref.simple_server import make_server
 
 import numpy as np
 import pytest
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.parser import text_string_to_metric_families
 from support.forked import in_forked_child
 
@@ -33,14 +35,15 @@ Figures = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 @contextmanager
 def served(registry: CollectorRegistry) -> Iterator[str]:
-    """Serve on a port of its own; the address."""
-    server, thread = start_http_server(0, addr="127.0.0.1", registry=registry)
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/metrics"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    """Serve on a port of its own, and return the address."""
+    with make_server("127.0.0.1", 0, make_wsgi_app(registry)) as server:
+        thread = Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/metrics"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def scrape(address: str) -> tuple[Figures, list[Metric]]:

@@ -1,4 +1,4 @@
-"""batchzip's codecs do what numcodecs and Zarr want of a codec, and believe no chunk what it says of itself."""
+"""batchzip's codecs do what numcodecs and Zarr expect, and check what a chunk says of itself."""
 
 from __future__ import annotations
 
@@ -63,6 +63,7 @@ def registered() -> None:
     numcodecs.register_codec(Batchzip)
 
 
+@pytest.mark.slow
 def test_numcodecs_finds_the_codec_by_its_name_alone(tmp_path: Path) -> None:
     # The project's entry points, as an installation writes them down.
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -73,11 +74,18 @@ def test_numcodecs_finds_the_codec_by_its_name_alone(tmp_path: Path) -> None:
     (installed / "entry_points.txt").write_text(
         "[numcodecs.codecs]\n" + "".join(f"{name} = {value}\n" for name, value in points.items())
     )
-    source = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import numcodecs; c = numcodecs.get_codec(dict(id='batchzip', algorithm='lz4')); print(c.decode(c.encode(b'a page')))"
+    source = f"""
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
+import numcodecs
+codec = numcodecs.get_codec(dict(id="batchzip", algorithm="lz4"))
+print(codec.decode(codec.encode(b"a page")))
+"""
     out = subprocess.run([sys.executable, "-c", source], capture_output=True, check=True)
     assert out.stdout == b"bytearray(b'a page')\n"
 
 
+@pytest.mark.slow
 def test_without_numcodecs_it_says_what_to_install() -> None:
     source = "import sys; sys.modules['numcodecs'] = None; import batchzip.numcodecs"
     out = subprocess.run([sys.executable, "-c", source], capture_output=True, check=False)
@@ -86,7 +94,20 @@ def test_without_numcodecs_it_says_what_to_install() -> None:
 
 
 @pytest.mark.parametrize("codec", CODECS, ids=str)
-@pytest.mark.parametrize("length", [0, 1, 511, 512, 4096, 65_535, 65_536, 1_000_001, 5 << 20])
+@pytest.mark.parametrize(
+    "length",
+    [
+        0,
+        1,
+        511,
+        512,
+        4096,
+        65_535,
+        65_536,
+        1_000_001,
+        pytest.param(5 << 20, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("make", [text, noise, lambda _seed, length: bytes(length)])
 def test_chunks_come_back(codec: Batchzip, length: int, make: Any) -> None:
     chunk = make(1, length)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
-from support.paged_memory import evict, run
+from support.paged_memory import BUDGET, PAGE, SIZE, evict, needs_faults, run
 from support.waiting import await_true
 
 import batchzip
@@ -15,24 +15,7 @@ from batchzip import (
     NotStorable,
     PagedMemory,
 )
-from batchzip.paged import available
 from batchzip.paged.ranges import range_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-PAGE = 4096
-
-SIZE, BUDGET = 256 * PAGE, 64 * PAGE
-
-needs_faults = pytest.mark.skipif(not available(), reason=str(available()))
-
-
-@pytest.fixture
-def memory() -> Iterator[PagedMemory]:
-    with PagedMemory(SIZE, BUDGET) as memory:
-        yield memory
-
 
 # Arguments.
 
@@ -86,6 +69,7 @@ def test_a_backing_file_without_a_descriptor_is_refused() -> None:
         PagedMemory(SIZE, BUDGET, backing=Storage())
 
 
+@pytest.mark.slow
 @needs_faults
 def test_addresses_that_are_out_name_the_limit() -> None:
     script = """
@@ -120,7 +104,7 @@ def test_sizes_and_budgets_are_rounded_up_to_pages() -> None:
 @pytest.mark.parametrize(
     "codec", [{}, {"algorithm": "zstd", "level": 1}, {"algorithm": "lz4hc"}, {"shuffle": 8}]
 )
-def test_codecs_and_page_sizes(page_size: int, codec: dict[str, Any]) -> None:
+def test_every_codec_and_page_size_works(page_size: int, codec: dict[str, Any]) -> None:
     with PagedMemory(64 * page_size, 4 * page_size, page_size=page_size, **codec) as memory:
         array = memory.array(64 * page_size // 8, "i8")
         array[:] = np.arange(len(array))

@@ -1,13 +1,14 @@
-"""Arrays of PagedMemory are as NumPy's; with numpy_allocations, NumPy makes its large ones there."""
+"""PagedMemory's arrays are NumPy's; with numpy_allocations, NumPy makes large ones there."""
 
 from __future__ import annotations
 
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
+from support.paged_memory import BUDGET, PAGE, SIZE, needs_faults
 
 from batchzip import (
     BadArgument,
@@ -15,23 +16,6 @@ from batchzip import (
     PagedMemory,
     RegionFull,
 )
-from batchzip.paged import available
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-PAGE = 4096
-
-SIZE, BUDGET = 256 * PAGE, 64 * PAGE
-
-needs_faults = pytest.mark.skipif(not available(), reason=str(available()))
-
-
-@pytest.fixture
-def memory() -> Iterator[PagedMemory]:
-    with PagedMemory(SIZE, BUDGET) as memory:
-        yield memory
-
 
 # Arrays.
 
@@ -113,7 +97,7 @@ def test_an_array_that_does_not_fit_says_how_much_is_free(memory: PagedMemory) -
 
 @needs_faults
 @pytest.mark.parametrize("dtype", ["O", [("a", "i4"), ("b", "O")]])
-def test_objects_are_refused(memory: PagedMemory, dtype: Any) -> None:
+def test_arrays_of_objects_are_refused(memory: PagedMemory, dtype: Any) -> None:
     with pytest.raises(NotStorable, match="Python objects") as error:
         memory.array(10, dtype)
     assert isinstance(error.value, TypeError)

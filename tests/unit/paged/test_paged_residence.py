@@ -9,31 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from support.paged_memory import evict
+from support.paged_memory import PAGE, SIZE, evict, needs_faults
 from support.waiting import await_true
 
 from batchzip import (
     BadArgument,
     PagedMemory,
 )
-from batchzip.paged import available
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
-
-PAGE = 4096
-
-SIZE, BUDGET = 256 * PAGE, 64 * PAGE
-
-needs_faults = pytest.mark.skipif(not available(), reason=str(available()))
-
-
-@pytest.fixture
-def memory() -> Iterator[PagedMemory]:
-    with PagedMemory(SIZE, BUDGET) as memory:
-        yield memory
-
 
 # What is said about arrays.
 
@@ -64,6 +49,7 @@ def test_resident_keeps_pages_nested_and_in_several_threads(memory: PagedMemory)
     assert memory.evict(array) > 0
 
 
+@pytest.mark.slow
 @needs_faults
 def test_resident_ends_whatever_happens(memory: PagedMemory) -> None:
     array = memory.array(100 * PAGE, "i1")
@@ -81,6 +67,7 @@ def test_resident_ends_whatever_happens(memory: PagedMemory) -> None:
         memory.close()
 
 
+@pytest.mark.slow
 @needs_faults
 def test_resident_is_left_whole_by_signals(memory: PagedMemory) -> None:
     array = memory.array(100 * PAGE, "i1")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from support.entries import flip
-from support.paged_memory import evict, run
+from support.paged_memory import BUDGET, PAGE, SIZE, evict, needs_faults, run
 from support.waiting import await_true
 
 import batchzip
@@ -30,21 +30,7 @@ from batchzip.paged import Availability, availability, available, machine
 from batchzip.terminal.console import make_console
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
-
-PAGE = 4096
-
-SIZE, BUDGET = 256 * PAGE, 64 * PAGE
-
-needs_faults = pytest.mark.skipif(not available(), reason=str(available()))
-
-
-@pytest.fixture
-def memory() -> Iterator[PagedMemory]:
-    with PagedMemory(SIZE, BUDGET) as memory:
-        yield memory
-
 
 # The store.
 
@@ -108,6 +94,7 @@ def test_cold_pages_go_to_the_backing_file_when_the_pool_is_full(tmp_path: Path)
         assert memory.check().ok
 
 
+@pytest.mark.slow
 @needs_faults
 def test_without_room_the_budget_is_exceeded_and_one_warning_says_so(
     caplog: pytest.LogCaptureFixture,
@@ -130,6 +117,7 @@ def test_without_room_the_budget_is_exceeded_and_one_warning_says_so(
         assert len(caplog.records) == 1
 
 
+@pytest.mark.slow
 @needs_faults
 def test_a_full_backing_file_loses_nothing_and_is_warned_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -242,11 +230,12 @@ def test_each_way_and_what_is_missing_is_said_in_words(monkeypatch: pytest.Monke
     everything = (1 << 17) - 1
     best = found("syscall", everything, {})
     assert best
-    assert str(best) == "Paged memory works here, by the system call userfaultfd."
+    assert str(best) == "Paged memory works here, by the system call userfaultfd, for all faults."
     third = found("user mode", everything, {"syscall": errno.EPERM, "device": errno.EACCES})
     assert third
     for words in ("CAP_SYS_PTRACE", "vm.unprivileged_userfaultfd=1", "resident", "chmod", "EFAULT"):
         assert words in str(third)
+    assert "Not available: the system call userfaultfd, for all faults (it needs root" in str(third)
     old = found("syscall", everything & ~(1 << 14 | 1 << 15), {})
     assert old
     assert "6.7" in str(old)
@@ -258,7 +247,8 @@ def test_each_way_and_what_is_missing_is_said_in_words(monkeypatch: pytest.Monke
     none = found(None, 0, every)
     assert not none
     assert str(none).startswith("Paged memory does not work here")
-    assert str(none).count("Unavailable: ") == 3
+    for name in ("for all faults (", "/dev/userfaultfd (", "user mode only ("):
+        assert name in str(none)
     with pytest.raises(PagingUnavailable, match="does not work here") as error:
         PagedMemory(SIZE, BUDGET)
     assert isinstance(error.value, OSError)
@@ -291,6 +281,7 @@ if ways.way == "user mode":
 """
 
 
+@pytest.mark.slow
 @needs_faults
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become nobody")
 def test_nobody_has_user_mode_only_and_resident_for_system_calls() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,22 +24,12 @@ from support.paged_region import (
 
 from batchzip.testing.plain import in_threads
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
 pytestmark = needs_paging
 
 
 SIZE = 4096
 
 PAGE_SIZES = [4096 << shift for shift in range(5)]
-
-
-@pytest.fixture
-def region() -> Iterator[Region]:
-    with opened() as region:
-        yield region
 
 
 # Contents.
@@ -72,7 +62,9 @@ def test_what_is_evicted_comes_back(kind: str, page_size: int) -> None:
     ],
     ids=str,
 )
-def test_with_every_native_codec(algorithm: str, parameters: dict[str, Any]) -> None:
+def test_evicted_pages_come_back_with_every_native_codec(
+    algorithm: str, parameters: dict[str, Any]
+) -> None:
     with opened(algorithm, parameters=parameters, pages=200, budget=20) as region:
         data = mixed(180)
         array = filled(region, data)
@@ -108,6 +100,7 @@ def test_same_filled_pages_take_no_memory_of_the_pool(region: Region) -> None:
     np.testing.assert_array_equal(array, content("same", 5, 200 * SIZE))
 
 
+@pytest.mark.slow
 def test_the_budget_is_kept_while_much_more_is_touched(region: Region) -> None:
     array = region.array(240 * SIZE, np.uint8)
     data = noisy(240)
@@ -201,6 +194,7 @@ def test_threads_find_what_they_wrote_last(algorithm: str, options: dict[str, An
         region.await_budget()
 
 
+@pytest.mark.slow
 def test_threads_find_what_they_wrote_last_with_a_backing_file(tmp_path: Any) -> None:
     with opened(pages=240, budget=20, backing=tmp_path, max_pool_bytes=160 << 10) as region:
         run_model(region, lambda worker: worker.run(150), seed=5)
@@ -248,6 +242,7 @@ def test_eviction_beside_writes_loses_none() -> None:
         in_threads(2, lambda number: write() if number == 0 else evict())
 
 
+@pytest.mark.slow
 def test_arrays_come_and_go_in_threads() -> None:
     with opened(pages=600, budget=20) as region:
 

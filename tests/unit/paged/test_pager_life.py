@@ -6,7 +6,7 @@ import gc
 import pickle
 import signal
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,25 +29,16 @@ from batchzip.core.pager import Pager
 from batchzip.core.region import AccessAdvice
 from batchzip.testing import LeakCheck
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
 pytestmark = needs_paging
 
 
 SIZE = 4096
 
 
-@pytest.fixture
-def region() -> Iterator[Region]:
-    with opened() as region:
-        yield region
-
-
 # Allocation.
 
 
+@pytest.mark.slow
 def test_memory_that_was_given_back_is_empty_when_it_is_had_again(region: Region) -> None:
     for turn in range(20):
         array = region.array(200 * SIZE)

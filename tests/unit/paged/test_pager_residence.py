@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pytest
 from support.codecs.slow import SlowCodec
@@ -15,20 +13,10 @@ from batchzip.core.pager import Pager
 from batchzip.core.region import AccessAdvice
 from batchzip.core.userfaultfd import CLEAN_PAGES, WAYS, probe
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
 pytestmark = needs_paging
 
 
 SIZE = 4096
-
-
-@pytest.fixture
-def region() -> Iterator[Region]:
-    with opened() as region:
-        yield region
 
 
 # Where pages are.
@@ -62,6 +50,7 @@ def test_a_clean_page_that_is_written_to_is_not_taken_for_clean(region: Region) 
     np.testing.assert_array_equal(array, data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page_size", [4096, 65536])
 def test_every_machine_page_of_a_clean_page_tells_of_a_write(page_size: int) -> None:
     with opened(page_size=page_size, pages=40, budget=20) as region:
@@ -156,6 +145,7 @@ def test_strides_are_read_ahead(stride: int) -> None:
         assert after["faults_missing"] - before["faults_missing"] < len(touched)
 
 
+@pytest.mark.slow
 def test_advised_random_pages_are_not_read_ahead() -> None:
     with opened(pages=1024, budget=128) as region:
         data = noisy(1000)
@@ -205,7 +195,7 @@ def test_pinned_pages_stay_and_others_go(region: Region) -> None:
     assert region.figures["resident_pages"] == 0
 
 
-def test_pins_are_counted(region: Region) -> None:
+def test_nested_pins_are_counted(region: Region) -> None:
     array = filled(region, noisy(10))
     pages = region.pages_of(array)
     region.pager.pin(*pages)

@@ -25,13 +25,6 @@ from batchzip.pool import Pool
 from batchzip.system.segment import PAGE
 
 
-@pytest.fixture
-def pool() -> Iterator[Pool]:
-    with Pool() as made:
-        yield made
-        made.check_invariants()
-
-
 @pytest.fixture(autouse=True)
 def no_failing_allocation() -> Iterator[None]:
     yield
@@ -49,6 +42,7 @@ ATTEMPTS: dict[str, Callable[[Pool, list[int]], object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failing", [1, 1 << 40])
 @pytest.mark.parametrize("attempt", ATTEMPTS)
 def test_memory_that_is_not_there_at_any_time_changes_nothing(attempt: str, failing: int) -> None:
@@ -82,6 +76,7 @@ def test_a_pool_that_cannot_be_made_leaves_nothing(number: int) -> None:
     assert list(Path("/proc/self/fd").iterdir()) == fds
 
 
+@pytest.mark.slow
 def test_little_address_space_is_enough() -> None:
     def work() -> None:
         import resource  # noqa: PLC0415 - for the child alone
@@ -138,6 +133,7 @@ def test_threads_share_a_pool(pool: Pool) -> None:
     assert len(pool) == 0
 
 
+@pytest.mark.slow
 def test_an_interrupt_leaves_all_of_a_batch_or_nothing(pool: Pool) -> None:
     live = with_holes(pool)
     batch = contents(2000, 6)
@@ -194,6 +190,7 @@ def test_closed_is_closed_and_closing_twice_is_nothing() -> None:
             use()
 
 
+@pytest.mark.slow
 def test_a_forked_child_is_refused_and_changes_nothing(pool: Pool) -> None:
     live = with_holes(pool)
     ends = threading.Event()

@@ -103,6 +103,7 @@ def everything(memory: ProcessMemory) -> NDArray[np.uint8]:
     return np.concatenate(list(memory.chunks()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page_size", [512, 4096, 65536])
 def test_private_memory_is_taken_whole_and_once(program: Program, page_size: int) -> None:
     with ProcessMemory(program.pid, page_size=page_size, chunk_pages=48) as memory:
@@ -115,6 +116,7 @@ def test_private_memory_is_taken_whole_and_once(program: Program, page_size: int
         assert (pages.reshape(-1)[pages.size - memory.padded_bytes :] == 0).all()
 
 
+@pytest.mark.slow
 def test_untouched_and_shared_memory_and_that_of_files_is_left_out(program: Program) -> None:
     with ProcessMemory(program.pid) as memory:
         assert memory.pages * 4096 < 40 * MIB
@@ -123,6 +125,7 @@ def test_untouched_and_shared_memory_and_that_of_files_is_left_out(program: Prog
         assert not (pages == value).all(axis=1).any()
 
 
+@pytest.mark.slow
 def test_without_a_pagemap_whole_mappings_are_read(
     program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,6 +143,7 @@ def test_without_a_pagemap_whole_mappings_are_read(
     assert times_known(pages) == 1
 
 
+@pytest.mark.slow
 def test_pages_are_read_again_from_the_copy_and_named_by_address(program: Program) -> None:
     with ProcessMemory(program.pid, chunk_pages=100) as memory:
         pages = everything(memory)
@@ -258,6 +262,7 @@ def test_a_file_cut_short_meanwhile_is_an_error(tmp_path: Path) -> None:
             file.check_unchanged()
 
 
+@pytest.mark.slow
 def test_the_workload_is_ready_readable_and_gone_afterwards() -> None:
     with Workload(4) as workload, ProcessMemory(workload.pid) as memory:
         assert memory.pages * 4096 >= 4 * MIB
@@ -266,6 +271,7 @@ def test_the_workload_is_ready_readable_and_gone_afterwards() -> None:
     assert not Path(f"/proc/{workload.pid}").exists()
 
 
+@pytest.mark.slow
 def test_the_workload_ends_with_its_parent() -> None:
     script = (
         "import os, signal\n"
@@ -299,6 +305,7 @@ def test_a_workload_that_cannot_be_built_says_why() -> None:
     assert not Path(f"/proc/{workload.pid}").exists()
 
 
+@pytest.mark.slow
 def test_the_workload_holds_every_kind_of_data() -> None:
     # In a process of its own: how far memory has grown says nothing in one that freed some before.
     script = (

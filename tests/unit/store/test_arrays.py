@@ -193,6 +193,7 @@ with batchzip.attach(address) as view:
 """
 
 
+@pytest.mark.slow
 def test_a_reader_in_another_process_has_it_by_its_ticket(store: SwapStore) -> None:
     stored = store_array(store, 5, np.arange(12_345))
     ticket = pickle.dumps((store.share().address, stored))

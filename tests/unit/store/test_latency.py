@@ -111,6 +111,7 @@ def test_what_fails_is_not_counted(store: SwapStore) -> None:
     assert all(latency == Latency() for latency in store.latencies.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [100, 20_000])
 def test_serializers_are_part_of_what_a_mapping_s_caller_waits_for(
     store: SwapStore, length: int
@@ -144,6 +145,7 @@ def test_values_in_the_file_are_timed_and_misses_are_not(tmp_path: Path) -> None
         assert mapping.latencies["get"].count > 0
 
 
+@pytest.mark.slow
 def test_a_value_that_is_timed_is_restored_by_the_loop_as_any_other(store: SwapStore) -> None:
     serializer = Slow()
 

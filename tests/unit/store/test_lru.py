@@ -1,4 +1,4 @@
-"""Order of use: the coldest pages are written back first; idle is told from time, and never too early."""
+"""The coldest pages are written back first, and a page never counts as idle too early."""
 
 import random
 from collections.abc import Iterator
@@ -92,6 +92,7 @@ def test_an_index_of_a_block_that_was_given_to_others_is_told_right(store: SwapS
     assert evict(store, 10) == {(1 << 40) + number for number in range(3)}
 
 
+@pytest.mark.slow
 def test_many_pages_leave_coldest_first_to_a_256th(store: SwapStore) -> None:
     folios = list(range(300))
     random.Random(1).shuffle(folios)
@@ -155,6 +156,7 @@ def test_none_is_called_idle_that_is_not(store: SwapStore) -> None:
         assert found.issuperset(np.flatnonzero(late).tolist())
 
 
+@pytest.mark.slow
 def test_idle_reaches_back_over_many_moments(store: SwapStore) -> None:
     put(store, 0)
     for _ in range(40_000):

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+@pytest.mark.slow
 def test_a_child_that_is_forked_in_the_middle_of_anything_makes_a_store_of_its_own(
     tmp_path: Path,
 ) -> None:
@@ -105,7 +106,8 @@ def use(call):
 
 for call in (
     lambda: store.store(0, pages), lambda: store.load_many(range(100)), lambda: store.writeback(10),
-    lambda: mapping.__setitem__("a", pages[1]), lambda: mapping["a"], lambda: view.load_many(range(100)),
+    lambda: mapping.__setitem__("a", pages[1]), lambda: mapping["a"],
+    lambda: view.load_many(range(100)),
     lambda: view.counters, lambda: engine.submit(batchzip.CompressBatch(pages)).wait(5),
 ):
     threading.Thread(target=use, args=(call,), daemon=True).start()

@@ -56,6 +56,7 @@ def test_a_pattern_is_same_filled_if_it_fits_a_word(period: int) -> None:
     assert kept_as_a_word(page) == [period <= 8]
 
 
+@pytest.mark.slow
 @bounded
 @given(
     same=st.lists(st.booleans(), min_size=1, max_size=40),

@@ -1,4 +1,4 @@
-"""store.train_dictionary: what a store's own pages have in common, for the engine that takes over."""
+"""store.train_dictionary learns from the store's pages for the engine that takes over."""
 
 import json
 import random
@@ -28,6 +28,7 @@ def store() -> Iterator[SwapStore]:
         yield store
 
 
+@pytest.mark.slow
 def test_a_dictionary_of_its_own_pages_shrinks_them(store: SwapStore) -> None:
     count = 2000
     store.store(0, [record(seed) for seed in range(count)])

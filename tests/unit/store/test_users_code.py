@@ -101,6 +101,7 @@ def test_an_index_may_change_what_it_is_an_index_of(engine: Engine, call: str) -
             assert store.check().ok
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["store", "view"])
 def test_indices_may_change_while_they_are_used(store: SwapStore, where: str) -> None:
     """cpython 148650: a buffer that another thread changes while it is read."""

@@ -1,4 +1,4 @@
-"""Arena: arrays that workers share are arrays as any other, are used in place, and are never mixed up."""
+"""Arrays of the arena are ordinary arrays, are used in place by workers, and are never mixed up."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from support.dividing import divide_always
 from support.forked import in_forked_child
 from support.interrupt_lines import interrupted_at
 
@@ -35,11 +34,7 @@ if TYPE_CHECKING:
 
     from batchzip.arguments.buffers import Bytes
 
-
-@pytest.fixture(autouse=True)
-def always_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give workers their share whatever it costs, so that they are what is tested."""
-    divide_always(monkeypatch)
+pytestmark = pytest.mark.usefixtures("always_hand_over")
 
 
 def make_engine(page_size: int = PAGE, workers: int = 1) -> Engine:
@@ -79,6 +74,7 @@ def worker_pages(engine: Engine) -> int:
 # Round trips
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page_size", [512, 4096, 65536, 2 << 20])
 def test_whatever_part_of_a_batch_lies_in_the_arena_comes_back(page_size: int) -> None:
     count = {512: 1000, 4096: 300, 65536: 40, 2 << 20: 5}[page_size]
@@ -260,6 +256,7 @@ def test_arrays_of_another_engines_arena_are_taken_as_private_memory(shared: Eng
         assert not mine.any(), "written to the same place of the wrong arena"
 
 
+@pytest.mark.slow
 def test_a_request_keeps_its_arrays(engine: Engine) -> None:
     pages = make_pages(300)
     requests = [
@@ -433,6 +430,7 @@ def test_a_forked_childs_end_of_its_copies_frees_nothing_and_its_writes_are_seen
     check_compressed(engine, batch, array)
 
 
+@pytest.mark.slow
 def test_threads_that_make_and_drop_arrays_at_once_never_get_each_others(engine: Engine) -> None:
     def work(seed: int) -> None:
         rng = np.random.default_rng(seed)

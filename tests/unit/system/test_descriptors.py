@@ -1,4 +1,4 @@
-"""Descriptors of batchzip's are never standard ones, go with what has them, and are closed once, if at all."""
+"""batchzip's descriptors are never standard ones, go with their owners, and are closed once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ for fd in {closed}:
 def ours():
     return [fd for fd in {closed} if os.path.lexists(f"/proc/self/fd/{{fd}}")]
 def of_workers(engine):
-    found = [os.readlink(f"/proc/{{pid}}/fd/{{fd}}") for pid in engine.worker_pids for fd in range(3)]
+    links = [f"/proc/{{pid}}/fd/{{fd}}" for pid in engine.worker_pids for fd in range(3)]
+    found = [os.readlink(link) for link in links]
     return [target for target in found if target.startswith(("/memfd", "socket", "anon"))]
 """
 
@@ -48,7 +49,8 @@ store.store(0, [os.urandom(4096) for _ in range(200)])
 assert store.load(5)
 """,
     "a store with an unnamed backing file": """
-store = SwapStore(Engine("lz4", backend="sequential"), backing=os.path.dirname(sys.argv[2]), max_pool_bytes=1 << 16)
+engine = Engine("lz4", backend="sequential")
+store = SwapStore(engine, backing=os.path.dirname(sys.argv[2]), max_pool_bytes=1 << 16)
 store.store(0, [os.urandom(4096) for _ in range(200)])
 assert store.load(5)
 """,
@@ -92,6 +94,7 @@ assert store.check().ok and store.recompress("zstd") is not None
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", [(0, 1, 2), (1,)], ids=str)
 @pytest.mark.parametrize("use", USES)
 def test_nothing_of_ours_is_a_standard_descriptor(
@@ -101,6 +104,7 @@ def test_nothing_of_ours_is_a_standard_descriptor(
     assert report == "[]"
 
 
+@pytest.mark.slow
 def test_many_threads_make_descriptors_at_once(tmp_path: Path) -> None:
     source = (
         BEGIN.format(closed=(0, 1, 2))
@@ -122,6 +126,7 @@ assert not low
     assert run(source, tmp_path) == "[]"
 
 
+@pytest.mark.slow
 def test_a_descriptor_can_be_moved(tmp_path: Path) -> None:
     source = (
         BEGIN.format(closed=(0,))
@@ -160,6 +165,7 @@ def test_a_forked_child_closes_no_file_of_the_program_after_a_store_was_closed(
             os.close(fd)
 
 
+@pytest.mark.slow
 def test_numbers_that_the_program_closed_and_has_again_are_the_programs(tmp_path: Path) -> None:
     """As a daemon does it that closes all numbers it does not know."""
     source = """
@@ -191,7 +197,7 @@ if pid == 0:
 assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 store.close()
 use_all()
-print("ok")
+print("ok", flush=True)
 os._exit(0)
 """
     done = subprocess.run(
@@ -316,6 +322,7 @@ with engine, batchzip.SwapStore(engine) as store:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["close", "drop"])
 def test_a_daemon_that_closed_every_number_may_use_them_again(end: str) -> None:
     command = [sys.executable, "-W", "error", "-c", DAEMON, end]

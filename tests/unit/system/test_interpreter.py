@@ -39,6 +39,7 @@ except batchzip.BackendUnavailable as error:
 """
 
 
+@pytest.mark.slow
 def test_an_application_with_python_in_it_is_not_begun_once_more(tmp_path: Path) -> None:
     """Though nothing says that it is frozen."""
     program, application, log = (tmp_path / name for name in ("code.py", "application", "log"))

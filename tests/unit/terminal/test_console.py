@@ -40,6 +40,7 @@ def test_styles_have_no_other_colours() -> None:
     assert {Style.parse(style).color for style in STYLES.values()} <= known | {None}
 
 
+@pytest.mark.slow
 def test_only_the_console_module_makes_a_rich_console() -> None:
     found = []
     for path in PACKAGE.rglob("*.py"):

@@ -8,7 +8,7 @@ from hypothesis import given
 from rich.text import Text
 
 from batchzip.terminal.console import as_text
-from batchzip.terminal.table import SHORTEST_NAME, Table, fitting
+from batchzip.terminal.table import SHORTEST_NAME, Table, cut, fitting
 
 
 def a_table() -> Table:
@@ -70,7 +70,7 @@ def test_prose_is_wrapped_between_words() -> None:
     ]
 
 
-def test_sections_are_apart() -> None:
+def test_sections_of_a_table_are_separated() -> None:
     table = Table()
     table.add_column("a")
     table.add_row("1")
@@ -80,6 +80,21 @@ def test_sections_are_apart() -> None:
     assert as_text(table, 20).splitlines() == ["a", "1", "", "2"]
 
 
+def test_markdown_has_all_columns_and_no_mark_of_its_own() -> None:
+    table = Table("µs per page")
+    table.add_column("pages\nper batch")
+    table.add_column("8")
+    table.add_column("goal", left=True)
+    table.add_row("bare | loop", "*4.1", "≤ 5 met")
+    assert table.as_markdown().splitlines() == [
+        "µs per page:",
+        "",
+        "| pages per batch | 8 | goal |",
+        "| --- | ---: | --- |",
+        r"| bare \| loop | \*4.1 | ≤ 5 met |",
+    ]
+
+
 def test_a_row_has_a_cell_for_each_column() -> None:
     table = Table()
     table.add_column("a")
@@ -87,9 +102,44 @@ def test_a_row_has_a_cell_for_each_column() -> None:
         table.add_row("1", "2")
 
 
+def test_a_table_without_headings_or_title_is_its_rows() -> None:
+    table = Table()
+    for _ in range(2):
+        table.add_column("")
+    table.add_row("a", "1")
+    table.add_row("bb", "22")
+    assert table.row_count == 2
+    assert as_text(table, 80).splitlines() == ["a    1", "bb  22"]
+
+
+def test_a_column_of_figures_may_be_first_and_one_of_names_last() -> None:
+    table = Table()
+    table.add_column("at", left=False)
+    table.add_column("name", left=True, footer="all")
+    table.add_row("5", "a")
+    table.add_row("123", Text("red"))
+    assert as_text(table, 80).splitlines() == [" at  name", "  5  a", "123  red", "     all"]
+
+
+def test_of_equal_ranks_the_last_column_is_left_out_first() -> None:
+    assert fitting([5, 5, 5, 5], [0, 1, 2, 2], 26) == [0, 1, 2, 3]
+    assert fitting([5, 5, 5, 5], [0, 1, 2, 2], 25) == [0, 1, 2]
+    assert fitting([5, 5, 5, 5], [0, 1, 2, 2], 18) == [0, 1]
+    assert fitting([5, 5, 5, 5], [0, 1, 0, 2], 1) == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("width", "kept"),
+    [(9, "123456789"), (8, "1234…789"), (7, "123…789"), (2, "1…"), (1, "…"), (0, "123456789")],
+)
+def test_a_name_that_is_cut_keeps_both_ends(width: int, kept: str) -> None:
+    assert cut("123456789", width) == kept
+
+
 CELL = st.text(st.sampled_from("abc123,.%µ"), min_size=1, max_size=24)
 
 
+@pytest.mark.slow
 @given(
     columns=st.lists(
         st.tuples(st.integers(1, 9), st.lists(CELL, min_size=3, max_size=3)), max_size=9
@@ -117,6 +167,7 @@ def test_no_line_is_too_wide_and_no_figure_is_broken(
     assert {word.strip(",") for line in lines[4:] for word in line.split()} >= left_out
 
 
+@pytest.mark.slow
 @given(
     columns=st.lists(st.tuples(st.integers(1, 30), st.integers(0, 5)), min_size=1, max_size=9),
     room=st.integers(1, 120),

@@ -1,4 +1,4 @@
-"""The check of what many did to a store: it believes a store that is right, and finds each fault that is planted."""
+"""The check of a store's history believes a store that is right, and finds each planted fault."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SECONDS = 0.4
 
 
 class DictStore:
-    """What a sharded store promises, in a dict; one stripe is lost now and then. A fault may be planted."""
+    """A dict with a sharded store's promises. It loses a stripe now and then, or has a fault."""
 
     page_size = PAGE
 
@@ -146,6 +146,7 @@ def test_a_page_knows_its_index_and_version() -> None:
         assert version_of(page[: PAGE // 2] + page_of(7, version + 4)[PAGE // 2 :], 7) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lose", [False, True])
 def test_a_store_that_is_right_is_believed(tmp_path: Path, lose: bool) -> None:
     verdict = verdict_on(DictStore(), tmp_path, lose=lose)
@@ -156,6 +157,7 @@ def test_a_store_that_is_right_is_believed(tmp_path: Path, lose: bool) -> None:
     assert (verdict.calls["load: PagesLost"] > 0) == lose
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fault",
     [
@@ -169,11 +171,13 @@ def test_a_fault_that_is_planted_is_found(tmp_path: Path, fault: str) -> None:
     assert verdict.unnamed if fault in absent else verdict.wrong, str(verdict)
 
 
+@pytest.mark.slow
 def test_a_call_that_takes_too_long_is_found(tmp_path: Path) -> None:
     verdict = verdict_on(DictStore("hangs"), tmp_path, limit_s=0.1)
     assert any("took" in line for line in verdict.wrong)
 
 
+@pytest.mark.slow
 def test_a_loss_that_nothing_explains_is_found(tmp_path: Path) -> None:
     store = DictStore()
     store.store(0, page_of(0, 1))

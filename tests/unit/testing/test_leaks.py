@@ -146,6 +146,7 @@ def test_an_engine_that_is_not_closed_is_caught_with_all_it_has() -> None:
     engine.close()
 
 
+@pytest.mark.slow
 def test_what_is_about_to_end_is_waited_for() -> None:
     with LeakCheck():
         threading.Timer(0.1, lambda: None).start()
@@ -173,6 +174,7 @@ def test_what_was_there_before_and_what_is_cleaned_up_is_no_leak(tmp_path: Path)
                 use()
 
 
+@pytest.mark.slow
 def test_workers_leave_no_helper_process() -> None:
     source = (
         "from batchzip import Engine\n"

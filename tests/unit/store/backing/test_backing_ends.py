@@ -1,4 +1,4 @@
-"""However the owner of a store ends, no file that it made is left; one that was there is taken over."""
+"""However the owner of a store ends, its file is gone, and one that was there can be taken over."""
 
 from __future__ import annotations
 
@@ -59,6 +59,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ENDS)
 def test_however_its_owner_ends_no_file_is_left(engine: Engine, end: str, tmp_path: Path) -> None:
     there = tmp_path / "there"

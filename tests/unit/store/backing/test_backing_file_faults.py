@@ -247,6 +247,7 @@ def test_an_interrupt_in_a_call_loses_nothing(call: str, before: bool) -> None:
         assert file.zone_of(again).max() <= 1, "nothing was lost of the room"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["object", "stream", "path"])
 def test_an_interrupt_at_any_line_loses_nothing(kind: str, tmp_path: Path) -> None:
     def of_the_store(file: Path) -> bool:
@@ -326,7 +327,7 @@ def test_a_file_closed_in_the_middle_of_a_write_is_closed_after_it() -> None:
 
 
 class Visitor:
-    """Uses a backing file in the middle of one of its own calls, as signal handlers and finalizers do."""
+    """Uses a backing file within one of its own calls, as signal handlers and finalizers do."""
 
     def __init__(self, call: str) -> None:
         self.call = call
@@ -423,6 +424,7 @@ with BackingFile(sys.argv[1], page_size=4096) as file:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["swap", ".", "there"])
 def test_a_file_that_may_not_grow_refuses_and_stays_whole(tmp_path: Path, name: str) -> None:
     there = tmp_path / "there"

@@ -1,4 +1,4 @@
-"""A backing file is used by threads, signal handlers and finalizers at once, and interrupted at random."""
+"""Threads, signal handlers and finalizers use a backing file at once; interrupts lose nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PAGE = 4096
 
 
 class Owner:
-    """Keeps batches in a file, and knows what is in them. What is dropped here is gone from the file."""
+    """Keeps batches in a file, and knows their contents. What it drops is gone from the file."""
 
     def __init__(self, file: BackingFile, seed: int) -> None:
         self.file = file
@@ -74,7 +74,7 @@ class Interrupt(BaseException):
 
 @contextlib.contextmanager
 def every_millisecond(handler: Callable[[], None]) -> Iterator[None]:
-    # An interrupt in a finalizer of what other tests left would keep the frames that it came in, and
+    # An interrupt in a finalizer of garbage of other tests would keep its frames alive, and
     # one in a callback of the collector, such as Hypothesis has, would be lost there.
     gc.collect()
     callbacks, gc.callbacks[:] = gc.callbacks[:], []
@@ -133,6 +133,7 @@ def run_beside(owners: list[Owner], until: float, work: Callable[[], None]) -> N
     assert not errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", SECONDS)
 def test_signal_handlers_and_finalizers_use_it_in_the_middle_of_anything(
     file: BackingFile, seconds: float
@@ -165,6 +166,7 @@ def test_signal_handlers_and_finalizers_use_it_in_the_middle_of_anything(
     all_is_there(file, owners)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", SECONDS)
 def test_interrupts_at_random_lose_nothing(file: BackingFile, seconds: float) -> None:
     main, *others = owners = [Owner(file, seed) for seed in range(3)]
@@ -200,7 +202,7 @@ def test_interrupts_at_random_lose_nothing(file: BackingFile, seconds: float) ->
 
 
 def tolerant(step: Callable[[], None]) -> Callable[[], None]:
-    """An interrupted sync fails what others were writing: it may have taken the system's answer along."""
+    """Allow OSError: an interrupted sync fails others' writes, because its answer is unknown."""
 
     def tolerated() -> None:
         with contextlib.suppress(OSError):
@@ -238,6 +240,7 @@ class TwoAtOnce(FaultyFile):
             self.over.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("waits_for_the_reader", [False, True])
 def test_a_write_within_a_call_waits_for_anothers_sync_but_not_for_ever(
     waits_for_the_reader: bool,

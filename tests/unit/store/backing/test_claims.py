@@ -1,4 +1,4 @@
-"""No file and no object is under two stores, however they are given it; after the first, the second may have it."""
+"""No file or object is under two stores, however it is given; after the first, it is free."""
 
 from __future__ import annotations
 
@@ -11,23 +11,25 @@ import subprocess
 import sys
 import tempfile
 import threading
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from support.backing import write
+from support.backing_targets import opened
 from support.faulty_file import FaultyFile
 from support.forked import in_forked_child
 from support.interrupt_lines import interrupted_at
 
 from batchzip import BadArgument, CompressedMapping, Engine, PageNotStored, SwapStore
 from batchzip.core.memory import fail_allocation
-from batchzip.store.backing.backing_file import BackingFile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+    from contextlib import ExitStack
     from pathlib import Path
+
+    from batchzip.store.backing.backing_file import BackingFile
 
 PAGE = 4096
 IN_USE = "in use by another store"
@@ -102,23 +104,6 @@ FORMS: dict[str, Callable[[ExitStack, Path], Any]] = {
     ),
     "object that tells its descriptor": wrapped,
 }
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    found = tmp_path / "swap"
-    found.touch()
-    return found
-
-
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as stack:
-        yield stack
-
-
-def opened(target: object) -> BackingFile:
-    return BackingFile(target, page_size=PAGE)
 
 
 def refused(target: object, match: str = IN_USE) -> None:
@@ -260,6 +245,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.slow
 def test_a_killed_owner_uses_nothing_though_its_forked_child_lives(path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", OWNER, path], stdout=subprocess.PIPE, text=True
@@ -377,6 +363,7 @@ def test_of_many_threads_one_gets_the_file(path: Path) -> None:
         got.pop().close()
 
 
+@pytest.mark.slow
 def test_an_interrupt_at_any_line_of_opening_leaves_the_file_to_others(path: Path) -> None:
     def of_the_store(file: Path) -> bool:
         return file.name in {"backing_file.py", "claims.py", "file_io.py"}

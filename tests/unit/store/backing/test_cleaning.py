@@ -1,4 +1,4 @@
-"""The backing file's sparse zones are written anew, so that the file is no longer than what lives in it."""
+"""Sparse zones of the backing file are rewritten, so that the file is as short as its contents."""
 
 import errno
 import io
@@ -164,6 +164,7 @@ def test_a_file_at_its_limit_takes_pages_in_the_place_of_others(
         assert store.check().ok
 
 
+@pytest.mark.slow
 def test_threads_take_turns_to_make_room(engine: Engine) -> None:
     threads, folio, count = 4, 10, 2 * ZONE // SIZE // 6
     pages = [noise(seed) for seed in range(folio)]
@@ -184,6 +185,7 @@ def test_threads_take_turns_to_make_room(engine: Engine) -> None:
         assert store.check().ok
 
 
+@pytest.mark.slow
 def test_one_thread_cleans_at_a_time(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     busy: list[int] = []
 
@@ -207,6 +209,25 @@ def test_one_thread_cleans_at_a_time(engine: Engine, monkeypatch: pytest.MonkeyP
             list(pool.map(use, range(8)))
         assert store._resources.current_turn() is None
         assert not store._resources.turns
+
+
+@pytest.mark.parametrize("call", ["compact", "writeback"])
+def test_an_error_that_is_kept_does_not_keep_others_from_cleaning(
+    engine: Engine, call: str
+) -> None:
+    file = FaultyFile()
+    with SwapStore(engine, backing=file, shrinker_enabled=False) as store:
+        fill(store)
+        thin(store, 10)
+        store.store(PAGES, noise(PAGES))
+        file.faults["pwrite"] = (errno.EIO, 100)
+        with pytest.raises(OSError, match="error") as kept:
+            store.compact() if call == "compact" else store.writeback(1)
+        file.faults.clear()
+        with ThreadPoolExecutor(1) as other:
+            other.submit(store.compact).result()
+        assert store.counters.backing_file_size < PAGES * SIZE // 5
+        assert kept.value.errno == errno.EIO
 
 
 @pytest.mark.parametrize("limit", [ZONE, 0])
@@ -236,6 +257,7 @@ def test_writeback_makes_room_in_a_file_at_its_limit(engine: Engine, tmp_path: P
         store.check_invariants()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [1000, pytest.param(6000, marks=pytest.mark.stress)])
 def test_pages_change_while_they_are_moved(engine: Engine, tmp_path: Path, changes: int) -> None:
     """What is stored anew or invalidated meanwhile is what is there afterwards."""

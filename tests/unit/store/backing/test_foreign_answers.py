@@ -1,4 +1,4 @@
-"""What the system and file objects answer is told as it is; an answer that cannot be is an error of ours."""
+"""Answers of the system and of file objects are passed on; impossible ones are BatchzipErrors."""
 
 from __future__ import annotations
 
@@ -27,13 +27,6 @@ def refuse(monkeypatch: pytest.MonkeyPatch, path: Path, code: int) -> None:
         return real(name, *arguments, **more)
 
     monkeypatch.setattr(os, "open", fail)
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    found = tmp_path / "swap"
-    found.touch()
-    return found
 
 
 @pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.EIO])

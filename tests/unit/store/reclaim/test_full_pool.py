@@ -3,13 +3,12 @@
 import errno
 import random
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from support.entries import in_file
 from support.gate import Gate
-from support.store_pages import SIZE, ZEROS, grown, noise, text, word
+from support.store_pages import PAGES, SIZE, ZEROS, grown, noise, text
 from support.waiting import await_true
 
 from batchzip import (
@@ -20,19 +19,6 @@ from batchzip import (
     StoreRejected,
     SwapStore,
 )
-
-
-@pytest.fixture
-def store(engine: Engine, tmp_path: Path) -> Iterator[SwapStore]:
-    with SwapStore(engine, backing=tmp_path) as made:
-        yield made
-        if not made.closed:
-            made.check_invariants()
-            assert made.check().ok
-
-
-PAGES = [text(0), noise(1), word(2), text(3), ZEROS, noise(5), text(6), text(7)]
-
 
 # A full pool
 
@@ -103,7 +89,9 @@ def test_a_store_that_is_dropped_ends_its_shrinker(engine: Engine, tmp_path: Pat
     )
 
 
-def test_shrinking_by_hand(engine: Engine, tmp_path: Path) -> None:
+def test_shrink_writes_back_until_the_pool_is_below_its_threshold(
+    engine: Engine, tmp_path: Path
+) -> None:
     with SwapStore(engine, backing=tmp_path, shrinker_enabled=False) as store:
         store.store(0, [noise(number) for number in range(100)])
         assert store.shrink() == 0
@@ -115,6 +103,7 @@ def test_shrinking_by_hand(engine: Engine, tmp_path: Path) -> None:
         assert store.load_many(range(101)).tobytes() == b"".join(map(noise, range(101)))
 
 
+@pytest.mark.slow
 def test_cve_2023_53178_no_writeback_brings_an_older_page_back(
     engine: Engine, tmp_path: Path
 ) -> None:

@@ -1,33 +1,23 @@
 """Writeback: cold pages go to the file, come back as they were, and newer ones always win."""
 
+import errno
 import random
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from support.store_pages import SIZE, ZEROS, noise, text, word
+from support.entries import flip
+from support.faulty_file import FaultyFile
+from support.store_pages import PAGES, SIZE, noise, text, word
 
 from batchzip import (
     BadArgument,
     Engine,
     SwapStore,
 )
-
-
-@pytest.fixture
-def store(engine: Engine, tmp_path: Path) -> Iterator[SwapStore]:
-    with SwapStore(engine, backing=tmp_path) as made:
-        yield made
-        if not made.closed:
-            made.check_invariants()
-            assert made.check().ok
-
-
-PAGES = [text(0), noise(1), word(2), text(3), ZEROS, noise(5), text(6), text(7)]
 
 
 def test_zswap_selftest_what_is_written_back_reads_right_and_so_does_what_is_not(
@@ -65,6 +55,34 @@ def test_the_coldest_go_first(store: SwapStore) -> None:
     assert store.counters.stored_pages == 0
 
 
+@pytest.mark.parametrize("damaged", [[], [1], [0, 3, 4]])
+def test_damaged_pages_are_counted_and_left(store: SwapStore, damaged: list[int]) -> None:
+    store.store(0, [text(number) for number in range(5)])
+    for index in damaged:
+        flip(store, index)
+    try:
+        assert store.writeback(range(5)) == 5 - len(damaged)
+        counters = store.counters
+        assert counters.written_back_pages == counters.backed_pages == 5 - len(damaged)
+        assert counters.decompress_fail == counters.reject_reclaim_fail == len(damaged)
+    finally:
+        for index in damaged:
+            flip(store, index)
+    assert store.load_many(range(5)).tobytes() == b"".join(map(text, range(5)))
+
+
+def test_pages_that_a_file_does_not_take_are_counted(engine: Engine) -> None:
+    file = FaultyFile()
+    with SwapStore(engine, backing=file) as store:
+        store.store(0, [text(number) for number in range(5)])
+        file.faults["pwrite"] = (errno.EIO, 100)
+        with pytest.raises(OSError, match="error"):
+            store.writeback(range(3))
+        counters = store.counters
+        assert (counters.reject_reclaim_fail, counters.decompress_fail) == (3, 0)
+        assert (counters.written_back_pages, counters.stored_pages) == (0, 5)
+
+
 def test_writing_back_frees_the_pool(store: SwapStore) -> None:
     store.store(0, [noise(number) for number in range(300)])
     assert store.writeback(300) == 300
@@ -72,6 +90,7 @@ def test_writing_back_frees_the_pool(store: SwapStore) -> None:
     assert store._resources.pool.objects == 0
 
 
+@pytest.mark.slow
 def test_what_is_stored_again_leaves_the_file_and_its_place_is_used_again(store: SwapStore) -> None:
     for round_ in range(30):
         store.store(0, [noise(1000 * round_ + number) for number in range(300)])
@@ -116,6 +135,7 @@ print(sorted(set(sys.modules) - before))
 """
 
 
+@pytest.mark.slow
 def test_a_store_imports_nothing_while_it_works() -> None:
     """A signal handler may come into the middle of an import, where the module is not whole yet."""
     command = [sys.executable, "-c", IMPORTS]

@@ -3,7 +3,6 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +10,10 @@ import pytest
 from support.entries import flip
 from support.faulty_file import FaultyFile
 from support.share_churn import churn
+from support.share_clients import PAGES
 from support.share_readers import SIZE
 from support.shared_memory import entry_of, flip_value, set_codec
-from support.store_pages import ZEROS, noise, text, word
+from support.store_pages import noise, text
 
 from batchzip import (
     BadArgument,
@@ -25,16 +25,6 @@ from batchzip import (
     SwapStore,
     train_dictionary,
 )
-
-
-@pytest.fixture
-def view(store: SwapStore) -> Iterator[StoreView]:
-    with store.share().attach() as view:
-        yield view
-
-
-PAGES = [text(0), noise(1), ZEROS, word(3), text(4)]
-
 
 # What is read
 
@@ -130,7 +120,7 @@ def test_pages_of_several_codecs_are_read(store: SwapStore, view: StoreView) -> 
         assert view.load_many(range(4)).tobytes() == b"".join(map(text, range(4)))
 
 
-def test_groups_are_read(store: SwapStore, view: StoreView) -> None:
+def test_a_view_reads_the_groups_of_a_store(store: SwapStore, view: StoreView) -> None:
     store.group("one").store(0, text(1))
     store.store(0, text(2))
     group = view.group("one")
@@ -187,6 +177,7 @@ def test_counters_status_and_classes_are_the_owners(store: SwapStore, view: Stor
     assert status == store.status()
 
 
+@pytest.mark.slow
 def test_damage_is_told_and_the_others_stay_readable(store: SwapStore, view: StoreView) -> None:
     store.store(0, PAGES)
     flip(store, 0)
@@ -244,6 +235,7 @@ def test_half_an_entry_is_never_taken_for_one(
     healed.join()
 
 
+@pytest.mark.slow
 def test_bytes_of_one_codec_are_never_taken_for_anothers(store: SwapStore, view: StoreView) -> None:
     store.store(0, [text(0), text(1)])
     with Engine("zstd", backend="sequential") as other:
@@ -266,6 +258,7 @@ class _RangError(Exception):
     """What a signal handler raises."""
 
 
+@pytest.mark.slow
 def test_a_signal_ends_the_wait_for_an_entry_that_does_not_fit(
     store: SwapStore, view: StoreView
 ) -> None:

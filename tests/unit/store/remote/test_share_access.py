@@ -11,13 +11,14 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import loky
 import pytest
 from support import share_readers
 from support.forked import in_forked_child
-from support.store_pages import ZEROS, noise, text, word
+from support.share_clients import PAGES
+from support.store_pages import noise, text
 
 from batchzip import (
     BadArgument,
@@ -29,19 +30,7 @@ from batchzip import (
     attach,
 )
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 spawn = multiprocessing.get_context("spawn")
-
-
-@pytest.fixture
-def view(store: SwapStore) -> Iterator[StoreView]:
-    with store.share().attach() as view:
-        yield view
-
-
-PAGES = [text(0), noise(1), ZEROS, word(3), text(4)]
 
 
 # Who reads
@@ -201,7 +190,7 @@ def test_a_request_that_makes_no_sense_harms_nobody(
 def test_what_a_view_receives_is_not_inherited_by_programs(
     store: SwapStore, tmp_path: Path
 ) -> None:
-    """cpython#128881: socket.recv_fds ignores its flags, so descriptors went to every program started."""
+    """cpython#128881: socket.recv_fds ignores its flags, so every child inherited descriptors."""
 
     def inheritable() -> set[str]:
         found = list(Path("/proc/self/fd").iterdir())
