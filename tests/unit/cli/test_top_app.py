@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from textual.widgets import Input, Static
+from support import top_screen
+from support.top_screen import facts, lines, names, until
+from textual.widgets import Input
 
 from batchzip import ClosedError
 from batchzip.cli.look import Column, Look, Section, name_column
@@ -47,45 +48,19 @@ def drive(
     look: Callable[[], Look] = lambda: LOOK,
     size: tuple[int, int] = (80, 24),
 ) -> TopApp:
-    """Run a test with the app in a terminal of that size. The app itself is returned."""
-    app = TopApp(look, 0.1)
-
-    async def run() -> None:
-        async with app.run_test(size=size) as pilot:
-            await until(lambda: app.query_one(Grid).lines() != [])
-            await test(app, pilot)
-
-    try:
-        asyncio.run(run())
-    finally:
-        assert app.stop(10)
-    return app
-
-
-async def until(is_so: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not is_so():  # noqa: ASYNC110 - the app tells nobody when it has drawn
-            await asyncio.sleep(0.01)
+    return top_screen.drive(test, look, size)
 
 
 def is_headed(app: TopApp, heading: str) -> bool:
     return lines(app)[0].startswith(heading)
 
 
-def lines(app: TopApp) -> list[str]:
-    return app.query_one(Grid).lines()
-
-
-def names(app: TopApp) -> str:
-    return str(app.query_one("#tables", Static).render()).strip()
-
-
 def test_it_shows_facts_warnings_and_the_first_table() -> None:
     async def test(app: TopApp, pilot: Pilot[Any]) -> None:
-        facts = str(app.query_one("#facts", Static).render())
-        assert facts.startswith("process 4711: lz4\npool    1.0 MiB of 2.0 MiB (50%)  ████")
-        assert facts.count("█") == facts.count("░") == 12
-        assert "pages of 3 stripes are lost" in facts
+        shown = facts(app)
+        assert shown.startswith("process 4711: lz4\npool    1.0 MiB of 2.0 MiB (50%)  ████")
+        assert shown.count("█") == shown.count("░") == 12
+        assert "pages of 3 stripes are lost" in shown
         assert lines(app) == ["pages    total", "stored  12,345"]
         await pilot.press("q")
 
@@ -192,7 +167,7 @@ def test_what_happens_is_shown_unless_it_is_paused() -> None:
         first = shown()
         await until(lambda: shown() > first)
         await pilot.press("space")
-        assert "(paused)" in str(app.query_one("#facts", Static).render())
+        assert "(paused)" in facts(app)
         paused, taken = shown(), count
         await until(lambda: count > taken + 5)
         assert shown() == paused

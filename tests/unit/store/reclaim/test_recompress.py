@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.codecs.faulty import RAISE, FaultyCodec
 from support.entries import codec, flip, kind, length
 from support.store_pages import SIZE, ZEROS, noise, text
 
@@ -97,6 +98,16 @@ def test_pages_in_the_file_are_left(store: SwapStore) -> None:
     assert {kind(store, index) for index in range(5)} == {Kind.BACKED}
     assert {kind(store, index) for index in range(5, 10)} == {Kind.COMPRESSED}
     assert store.load_many(range(10)).tobytes() == b"".join(map(mixed, range(10)))
+
+
+def test_a_page_on_which_the_new_codec_fails_keeps_its_form(store: SwapStore) -> None:
+    pages = [text(0), RAISE + text(1)[4:], text(2)]
+    store.store(0, pages)
+    before = [length(store, index) for index in range(3)]
+    with Engine(FaultyCodec(0), backend="sequential") as engine:
+        assert store.recompress(engine).pages == 3
+    assert [length(store, index) for index in range(3)] == before
+    assert store.load_many(range(3)).tobytes() == b"".join(pages)
 
 
 def test_a_damaged_page_is_counted_and_left(store: SwapStore) -> None:
