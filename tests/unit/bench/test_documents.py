@@ -86,7 +86,8 @@ for name, run in all.RUNS.items():
             parser.parse_args(options.split())
 text = Path("RESULTS.md").read_text()
 sections = re.findall(r"cog section\\((.*?)\\) \\]", text)
-shown = {name for part in sections for name in re.findall(r'"([\\w/-]+)"', part.partition(", only")[0])}
+parts = [part.partition(", only")[0] for part in sections]
+shown = {name for part in parts for name in re.findall(r'"([\\w/-]+)"', part)}
 print(*sorted({name.removeprefix("16-cores/") for name in shown} - set(all.RUNS)))
 """
 

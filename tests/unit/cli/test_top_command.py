@@ -1,4 +1,4 @@
-"""`batchzip top` before it shows anything: which store is meant, and whether the screen can be used."""
+"""`batchzip top` finds the store that is meant, and tells whether the screen can be used."""
 
 from __future__ import annotations
 

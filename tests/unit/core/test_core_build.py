@@ -97,7 +97,8 @@ class Checkout:
         return {path.name.removesuffix(SUFFIX): path.stat().st_mtime_ns for path in files}
 
     def says(self, expression: str) -> str:
-        code = f"from batchzip.core import area, build, other; print({expression})"
+        imports = "from batchzip.core import *; from batchzip.core import area, build"
+        code = f"{imports}; print({expression})"
         command = [sys.executable, "-c", code]
         return subprocess.run(
             command, cwd=self.root, capture_output=True, text=True, check=True
