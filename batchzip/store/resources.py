@@ -123,7 +123,6 @@ class Resources:
         writer = Writer(
             engine,
             number,
-            self.objects,
             max_batch=self.max_batch,
             keep_incompressible=self.keep_incompressible,
         )

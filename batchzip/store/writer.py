@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from batchzip.arguments.buffers import Bytes, Flat
-    from batchzip.core.entries import Objects
     from batchzip.engine import Engine
 
 _CACHE_LINE = 64
@@ -43,14 +42,12 @@ class Writer:
         self,
         engine: Engine,
         number: int,
-        objects: Objects,
         *,
         max_batch: int,
         keep_incompressible: bool,
     ) -> None:
         self.engine = engine
         self.number = number
-        self._objects = objects
         self._max_batch = max_batch
         self._keep_incompressible = keep_incompressible
         self._closed = False

@@ -1,4 +1,4 @@
-"""A store on a backend that works elsewhere sends a batch's inputs and takes back the results."""
+"""A store on a backend that works elsewhere: it sends a batch's inputs, and takes the results."""
 
 from __future__ import annotations
 
