@@ -1,4 +1,4 @@
-"""A Dask cluster in one event loop: as much of it as a sharded store uses.
+"""A Dask cluster in one event loop, with as much of it as a sharded store uses.
 
 Messages are serialized as Dask does it. A test starts in milliseconds, and decides who is gone.
 """

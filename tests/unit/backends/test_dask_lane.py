@@ -1,4 +1,4 @@
-"""The dask backend on a stand-in of a cluster: what it sends when, and the result of each batch."""
+"""The dask backend on a stand-in of the cluster: what is sent when, and what becomes of it."""
 
 from __future__ import annotations
 

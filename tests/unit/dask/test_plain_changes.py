@@ -1,4 +1,4 @@
-"""Directory: what shards and clients hear when workers come, go, are late or refuse."""
+"""Directory: what shards and clients are told when workers come, go, are late or refuse."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ShardClient: how requests to a shard travel together, and the result of each."""
+"""ShardClient: how requests to a shard travel together, and what becomes of each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ShardedStore on stand-ins of a scheduler and workers: what it keeps and what it says is lost."""
+"""ShardedStore on stand-ins of scheduler and workers: what it keeps, and what is lost."""
 
 from __future__ import annotations
 

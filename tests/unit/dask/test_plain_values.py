@@ -1,4 +1,4 @@
-"""CompressedValues: what memory and disk a worker's values use and give back."""
+"""CompressedValues: what values use of memory and disk, and what they give back."""
 
 from __future__ import annotations
 
