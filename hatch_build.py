@@ -79,6 +79,9 @@ PROFILES = {
     # tsan does not model fences and warns about them. Here they only order a sleeper and its waker;
     # data passes between threads by acquire and release of other words.
     "tsan": Profile("-O1 -g -fsanitize=thread -Wno-tsan"),
+    # clang only: counters that guide a fuzzer, and AddressSanitizer. Nothing waits for a process
+    # that a fuzzer does not have.
+    "fuzz": Profile("-O1 -g -fsanitize=address,fuzzer-no-link -DBZ_LOOK_NS=0 -DBZ_PATIENCE_NS=0"),
     # A scheduler may switch threads at every step of the ring.
     "explore": Profile("-O1 -g -DBZ_EXPLORE"),
 }
@@ -160,6 +163,19 @@ def include_folder() -> str:
     return stop(
         f"Python's headers are missing (no Python.h in {folders[0]}): apt install python3-dev"
     )
+
+
+def need_programs_to_run() -> None:
+    """Raise SystemExit if the build environment, in which pip puts Cython, is mounted noexec."""
+    cython = importlib.util.find_spec("Cython")
+    if cython is None or cython.origin is None:
+        return
+    folder = Path(cython.origin).parent.parent
+    if os.statvfs(folder).f_flag & os.ST_NOEXEC:
+        stop(
+            f"no program can run in {folder}, as it is mounted noexec: set TMPDIR to a folder "
+            "where programs can run, as in TMPDIR=$HOME pip install …"
+        )
 
 
 def stop(message: str) -> NoReturn:
@@ -315,7 +331,9 @@ class CoreBuildHook(BuildHookInterface[BuilderConfig]):
 
     def dependencies(self) -> list[str]:
         """Return the wheel of a compiler if the machine has no compiler."""
-        include_folder()  # fail before 100 MB of compiler are downloaded in vain
+        # Fail before 100 MB of compiler are downloaded in vain.
+        include_folder()
+        need_programs_to_run()
         has_compiler = find_compiler() is not None or platform.machine() not in ZIG_MACHINES
         return [] if has_compiler else ["ziglang"]
 

@@ -44,8 +44,20 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def stress(session: nox.Session) -> None:
-    """Run faults by the hundred: some minutes. `-- --stress-s 600` lets the soak last longer."""
+    """Run faults by the hundred: some minutes. `-- --stress-s 60` goes on for longer."""
     run(session, "pytest", "-m", "stress", *session.posargs)
+
+
+@nox.session
+def campaign(session: nox.Session) -> None:
+    """Run faults by the thousand for hours, with a record. `-- --help` tells the arguments."""
+    run(session, "python", str(ROOT / ".ci/campaign.py"), *session.posargs)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Run a target of the coverage-guided fuzzer: `-- restore --seconds 60`. It needs clang."""
+    script(session, "with_core.sh", "fuzz", "tests/fuzz/run.py", *session.posargs)
 
 
 @nox.session
@@ -95,10 +107,15 @@ def bench(session: nox.Session) -> None:
     """Measure speed into build/bench.json. `-- OLD.json` compares it with an earlier result."""
     result = ROOT / "build/bench.json"
     result.parent.mkdir(exist_ok=True)
-    with result.open("w") as file:
-        session.run(str(BIN / "batchzip"), "bench", "--json", external=True, stdout=file)
+    run(session, "batchzip", "bench", "--json", str(result))
     for old in session.posargs:
         run(session, "batchzip", "bench", "--compare", old, str(result))
+
+
+@nox.session
+def benchmarks(session: nox.Session) -> None:
+    """Run all benchmarks: hours. `-- --short` tries all in minutes, `-- --only swap` chooses."""
+    run(session, "python", str(ROOT / "examples/benchmarks/all.py"), *session.posargs)
 
 
 @nox.session

@@ -13,8 +13,8 @@ is. Results are in `build/mutation/GROUP.sqlite`, which `cr-report` and `cr-html
 that was ended goes on where it stopped. Results of a module are forgotten once it changes.
 
 The sample is random, and the same for the same seed and sources. Mutants of one place and one kind
-are alike, so one of them is taken. Annotations, imports for type checking, `==` in place of `is` and
-mutants that do not compile are left out.
+are alike, so one of them is taken. Annotations, imports for type checking, `==` in place of `is`, the
+`strict=True` of `zip` and mutants that do not compile are left out.
 """
 
 from __future__ import annotations
@@ -118,7 +118,8 @@ def mutants(modules: list[Path], seed: int) -> list[WorkItem]:
         (mutation,) = item.mutations
         if mutation.operator_name.endswith(("_Is_Eq", "_IsNot_NotEq")):
             continue  # no class that is compared by identity here has an __eq__
-        if is_type(get_leaf(sources[mutation.module_path], mutation.start_pos)):
+        leaf = get_leaf(sources[mutation.module_path], mutation.start_pos)
+        if is_type(leaf) or is_strict(leaf):
             continue
         family = mutation.operator_name.partition("_")[0]
         key = f"{seed} {mutation.module_path} {mutation.operator_name} {mutation.occurrence}"
@@ -190,15 +191,21 @@ def is_in_function(node: Any) -> bool:
     return False
 
 
+def is_strict(leaf: Any) -> bool:
+    """Return whether a leaf is the value of `strict=True`, which only checks the code itself."""
+    argument = leaf.parent
+    return argument.type == "argument" and argument.get_first_leaf().value == "strict"
+
+
 def compiles(mutation: MutationSpec) -> bool:
-    """Return whether a mutant is Python at all."""
+    """Return whether a mutant can be made, and is Python at all."""
     operator = cosmic_ray.plugins.get_operator(mutation.operator_name)(**mutation.operator_args)
     source = mutation.module_path.read_text()
-    changed = MutationVisitor.mutate_code(source, operator, mutation.occurrence)
     try:
+        changed = MutationVisitor.mutate_code(source, operator, mutation.occurrence)
         with warnings.catch_warnings(action="ignore"):
             compile(changed, "mutant", "exec")
-    except SyntaxError:
+    except (SyntaxError, AttributeError):  # the latter for an `except self._error`
         return False
     return bool(changed != source)
 
@@ -237,7 +244,7 @@ def key(item: WorkItem) -> tuple[str, str, int, tuple[int, int]]:
 def run(name: str, tests: Tests, database: WorkDB, todo: list[WorkItem], most_s: float) -> None:
     """Try mutants, and keep the results. Raise SystemExit if tests fail without a mutant."""
     first = todo[0].mutations[0].module_path
-    if failed := tests.attempt(tests.choose(first, None, most_s)):
+    if failed := tests.attempt(tests.choose(first, set(), most_s)):
         raise SystemExit(f"fails without a mutant: {failed}")
     for number, item in enumerate(todo, 1):
         (mutation,) = item.mutations
@@ -343,7 +350,8 @@ def main() -> None:
         files = find(name, Path("tests"), table[name]["tests"])
         path = SESSIONS / f"{name}.sqlite"
         if chosen.fresh:
-            path.unlink(missing_ok=True)
+            for each in (path, path.with_suffix(".json")):
+                each.unlink(missing_ok=True)
         with use_db(path) as database:
             begin(modules, database, chosen.seed, chosen.sample)
             todo = list(database.pending_work_items)

@@ -1,9 +1,9 @@
 """Which tests run which lines of some modules, and a quick run of a few of them.
 
-`Tests` runs all test files once under coverage, for the lines of each test, and once without, for
-the seconds. Lines that child processes run count, too, unless a test kills the child. `attempt` then
-runs chosen tests in a fork of this process. What tests import is imported here first, the packages
-under test aside: a fork is ready in a fraction of a second.
+`Tests` runs all test files once under coverage, and notes the seconds and the lines of each test.
+Lines that child processes run count, too, unless a test kills the child. `attempt` then runs chosen
+tests in a fork of this process. What tests import is imported here first, the packages under test
+aside: a fork is ready in a fraction of a second.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ import sys
 import time
 import traceback
 import warnings
+from collections import Counter
 from contextlib import suppress
 from copy import copy
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,8 +44,8 @@ _SLOWER = 5
 _GRACE_S = 10.0
 """A test hangs if it takes longer than `_SLOWER` times the seconds it took once, plus this."""
 
-_START_S = 60.0
-"""The most that imports may take, and a test that runs for the first time."""
+_START_S = 300.0
+"""The most that imports may take, or a test that runs for the first time."""
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -54,50 +56,53 @@ class Tests:
     """The tests of some modules, with the lines of the modules that each runs."""
 
     def __init__(self, files: list[Path], modules: list[Path], kept: Path) -> None:
-        """Run the test files that changed since `kept` was written; all, if a module changed."""
+        """Run the test files that changed since `kept` was written."""
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # processes that a test leaves behind become ours
         self._log = kept.with_suffix(".log")
         self.seconds: dict[str, float] = {}
         self._lines: dict[str, dict[str, set[int]]] = {str(module): {} for module in modules}
         """By module, the lines that each test runs."""
         digests = {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
-        state = digest([*modules, Path(__file__)])
-        profile: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
-        if profile.get("state") != state:
-            profile = {"state": state, "imports": [], "files": {}}
-        known = profile["files"]
-        stale = [file for file in digests if known.get(file, {}).get("digest") != digests[file]]
+        sources = {str(module): module.read_text() for module in modules}
+        profile: dict[str, Any] = {"sources": sources, "imports": [], "files": {}}
+        if kept.exists():
+            profile = json.loads(kept.read_text())
         preload(profile["imports"])
+        known = profile["files"]
+        move_lines(known, profile["sources"], sources)
+        profile["sources"] = sources
+        stale = [file for file in digests if known.get(file, {}).get("digest") != digests[file]]
         if stale:
             for file, tests in self._measure(stale, modules, profile).items():
                 known[file] = {"digest": digests[file], "tests": tests}
-            kept.write_text(json.dumps(profile))
+        kept.write_text(json.dumps(profile))
         for file in digests:
             for name, test in known[file]["tests"].items():
                 self.seconds[name] = test["seconds"]
                 for module, lines in test["lines"].items():
                     self._lines[module][name] = set(lines)
 
-    def choose(self, module: Path, lines: range | None, most_s: float) -> list[str]:
-        """Return the tests that run one of some lines, the cheapest first, of `most_s` in all.
+    def choose(self, module: Path, lines: set[int], most_s: float) -> list[str]:
+        """Return tests that run one of some lines: of each file the cheapest, of `most_s` in all.
 
-        Without lines, and if no test is known to run them: the tests that run any of the module,
-        or else all tests.
+        Without lines, and if no test is known to run them: tests that run any of the module, or
+        else any tests.
         """
         users = self._lines[str(module)]
-        chosen = [name for name in users if lines and not users[name].isdisjoint(lines)]
-        chosen = sorted(chosen or users or self.seconds, key=self.seconds.__getitem__)
-        total_s = 0.0
-        for count, name in enumerate(chosen):
-            total_s += self.seconds[name]
-            if total_s > most_s and count:
-                del chosen[count:]
-                break
-        # A module's fixtures are made once if its tests follow each other.
-        files: dict[str, float] = {}
-        for name in chosen:
-            files[get_file(name)] = files.get(get_file(name), 0) + self.seconds[name]
-        return sorted(chosen, key=lambda name: (files[get_file(name)], get_file(name)))
+        names = [name for name in users if not users[name].isdisjoint(lines)] or users
+        rank: dict[str, tuple[int, float]] = {}
+        count: Counter[str] = Counter()
+        for name in sorted(names or self.seconds, key=self.seconds.__getitem__):
+            rank[name] = count[get_file(name)], self.seconds[name]
+            count[get_file(name)] += 1
+        chosen: dict[str, list[str]] = {}
+        took_s: Counter[str] = Counter()
+        for name in sorted(rank, key=rank.__getitem__):
+            if not chosen or took_s.total() + self.seconds[name] <= most_s:
+                chosen.setdefault(get_file(name), []).append(name)
+                took_s[get_file(name)] += self.seconds[name]
+        # File by file, as fixtures of a file are made once then.
+        return [name for file in sorted(chosen, key=took_s.__getitem__) for name in chosen[file]]
 
     def attempt(self, names: Sequence[str]) -> str:
         """Run tests up to the first failure. Return what failed, or an empty string."""
@@ -118,16 +123,16 @@ class Tests:
         found = self._record(files, modules, self._log.with_suffix(".coverage"))
         profile["imports"] = sorted({*profile["imports"], *found["imports"]})
         preload(found["imports"])
-        tests: dict[str, dict[str, Any]] = {file: {} for file in files}
-        for report in self._fork(files, Reporter):
-            if report is None:
-                raise SystemExit(f"hangs without a mutant; see {self._log}")
-            name = report["test"]
-            if report.get("failed"):
+        # What fails under coverage may measure memory or processes. It has to pass without.
+        failed = [name for name, test in found["tests"].items() if test["failed"]]
+        for name in failed:
+            self.seconds[name] = found["tests"][name]["seconds"]
+            if self.attempt([name]):
                 print(f"left out, as it fails without a mutant: {name}; see {self._log}")
-            elif "seconds" in report and name in found["tests"]:
-                lines = found["tests"][name]["lines"]
-                tests[get_file(name)][name] = {"seconds": report["seconds"], "lines": lines}
+                del found["tests"][name]
+        tests: dict[str, dict[str, Any]] = {file: {} for file in files}
+        for name, test in found["tests"].items():
+            tests[get_file(name)][name] = {"seconds": test["seconds"], "lines": test["lines"]}
         return tests
 
     def _record(self, files: list[str], modules: list[Path], folder: Path) -> dict[str, Any]:
@@ -187,9 +192,18 @@ class Tests:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def digest(files: list[Path]) -> str:
-    """Return what changes if one of some files does."""
-    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
+def move_lines(known: dict[str, Any], before: dict[str, str], now: dict[str, str]) -> None:
+    """Change the numbers of lines that tests run to those of modules as they are now."""
+    for module in before.keys() & now.keys():
+        if before[module] == now[module]:
+            continue
+        old, new = before[module].splitlines(), now[module].splitlines()
+        blocks = SequenceMatcher(None, old, new, autojunk=False).get_matching_blocks()
+        moved = {a + at + 1: b + at + 1 for a, b, count in blocks for at in range(count)}
+        for file in known.values():
+            for test in file["tests"].values():
+                lines = test["lines"].get(module, [])
+                lines[:] = [moved[line] for line in lines if line in moved]
 
 
 def read_lines(folder: Path, modules: list[Path]) -> dict[str, dict[str, list[int]]]:
@@ -299,12 +313,15 @@ class Recorder(Reporter):
         self._coverage = Coverage(str(folder / "data"), include=paths, config_file=False)
         self._coverage.config.parallel = True
         self._coverage.config.disable_warnings = ["trace-changed"]  # tests use sys.settrace
+        self._coverage.config.patch = ["_exit"]  # forked children of tests end by it
         self._coverage.start()
+        self._coverage.config.patch = []  # each start would patch it once more
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
         """Keep the lines of one test and of its child processes."""
         config = copy(self._coverage.config)
+        config.patch = ["_exit"]
         config.context = item.nodeid
         os.environ["COVERAGE_PROCESS_CONFIG"] = config.serialize()
         self._coverage.stop()

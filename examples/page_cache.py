@@ -3,8 +3,9 @@
     clients ─▶ cache ─▶ mapping.aget             hit
                  └────▶ origin ─▶ mapping.aset   miss: the coldest pages are evicted for it
 
-Run `pip install batchzip[examples]`, then `python examples/page_cache.py`. The script starts an
-origin server and the cache on local ports. 100 clients send 3,000 requests and compare every byte.
+Run `pip install -e '.[examples]'` in a checkout, then `python examples/page_cache.py`. The script
+starts an origin server and the cache on local ports. 100 clients send 3,000 requests and compare
+every byte.
 """
 
 import asyncio

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import gc
+import itertools
+import os
 import re
 import signal
+import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
 from loky.backend import resource_tracker as loky_tracker
+from support.dividing import divide_always
+from support.paged_region import Region, opened
 
 from batchzip import Engine, SwapStore
 from batchzip.system.cpus import usable_cpus
@@ -17,6 +22,11 @@ from batchzip.testing import LeakCheck, start_resource_trackers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
+
+    from support.reporting import Report, Turns
+
+# Images of containers often set it. Tests that pass with it only would fail for others.
+os.environ.pop("PYTHONUNBUFFERED", None)
 
 _SURVIVED = "survived"
 _FAILED = pytest.StashKey[bool]()
@@ -26,9 +36,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--stress-s",
         type=float,
-        default=30.0,
         metavar="SECONDS",
-        help="how long the soak of `-m stress` lasts (1,000 batches at least), and a store is read while it changes",
+        help="how long each endless test of `-m stress` goes on (at least as often as without it; soaks last 30 s without it)",
+    )
+    parser.addoption(
+        "--stress-seed",
+        type=int,
+        default=0,
+        metavar="NUMBER",
+        help="what the random choices of endless tests follow from",
     )
 
 
@@ -90,9 +106,45 @@ def leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture
-def report(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
-    """Take a line to show at the end of the run, whichever process the test runs in."""
-    return lambda line: record_property(_SURVIVED, line)
+def report(record_property: Callable[[str, object], None]) -> Report:
+    """Tell of a test at the end of the run, whichever process it runs in."""
+
+    def tell(line: str, **counts: int) -> None:
+        record_property(_SURVIVED, line)
+        for name, count in counts.items():
+            record_property(f"count {name.replace('_', ' ')}", int(count))
+
+    return tell
+
+
+@pytest.fixture
+def stress_s(pytestconfig: pytest.Config) -> float:
+    """Return the seconds that a soak lasts."""
+    given = pytestconfig.getoption("--stress-s")
+    return 30.0 if given is None else float(given)
+
+
+@pytest.fixture
+def turns(request: pytest.FixtureRequest) -> Turns:
+    """Count turns of a test: so many, and in a stress test for as long as --stress-s says."""
+    lasts_s = request.config.getoption("--stress-s") or 0.0
+    if request.node.get_closest_marker("stress") is None:
+        lasts_s = 0.0
+
+    def count(least: int) -> Iterator[int]:
+        until = time.monotonic() + lasts_s
+        for turn in itertools.count():
+            if turn >= least and time.monotonic() >= until:
+                return
+            yield turn
+
+    return count
+
+
+@pytest.fixture
+def seed(pytestconfig: pytest.Config) -> int:
+    """Return what the random choices of a test follow from."""
+    return int(pytestconfig.getoption("--stress-seed"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -114,3 +166,16 @@ def store(engine: Engine) -> Iterator[SwapStore]:
         yield store
         if not store.closed:
             store.check_invariants()
+
+
+@pytest.fixture
+def region() -> Iterator[Region]:
+    """Open a region of 256 pages with a budget of 32."""
+    with opened() as region:
+        yield region
+
+
+@pytest.fixture
+def always_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give lanes their share of each batch, whatever it costs."""
+    divide_always(monkeypatch)

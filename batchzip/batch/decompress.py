@@ -86,7 +86,6 @@ class DecompressBatch(Batch):
             self.pointers.set_output_list(rows)
         else:
             self._set_matrix(pages, count, page_size)  # type: ignore[arg-type] # no sequence
-        self.capacity = self.page_size
         if isinstance(self._sources, list):
             self.pointers.set_input_list(self._sources, self.slens)
         else:

@@ -39,7 +39,7 @@ class Batch:
     pointers: Pointers
 
     def __init__(self, count: int, page_size: int) -> None:
-        self.page_size = buffers.check_page_size(page_size)
+        self.page_size = self.capacity = buffers.check_page_size(page_size)
         self._count = count
         self.has_errors = False
         self.dlens = np.zeros(count, np.uint32)

@@ -1,13 +1,16 @@
 """Measurements for `batchzip bench` and the scripts in examples/benchmarks/.
 
-figure.py       Figure and Result: the results, with the machine, as JSON
-rounds.py       contenders in interleaved rounds, with medians and quartiles
+figure.py       Figure and Result: the results, with the machine and all rounds, as JSON
+spread.py       medians and quartiles
+rounds.py       contenders in interleaved rounds
+script.py       the command line of all benchmarks
 algorithm.py    an algorithm as written on the command line
 pages.py        the data: pages of a workload, a process or a file, or synthetic pages
 compressors.py, peers.py    contenders that compress batches, measured by compress.py
 limit.py        the limit of the cores: bare loops in as many processes as there are lanes
 lanes.py        the cost of lanes: handing over a batch, awake and asleep, and idling
-stores.py, peer_stores.py   contenders that store pages, measured by swap.py
+stores.py, peer_stores.py, file_stores.py
+                contenders that store pages, measured by swap.py
 held.py         the growth of a fresh process that holds a store
 zram.py, kernel_swap.py     the kernel's zram, and swap on it, if available
 memory_group.py a cgroup with a memory limit

@@ -1,4 +1,4 @@
-"""ahead: the cases in which a peer is faster or smaller than the best of batchzip's backends."""
+"""Find the cases in which a peer is faster or smaller than the best of batchzip's backends."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""compare: find the figures that became slower or faster between two results.
+"""Find the figures that became slower or faster between two results.
 
-Each figure is divided by its baseline in the same run (bare codec calls, or a dict of bytes). This
-removes disturbances during the run, and much of the difference between machines. A figure is slower
-if it is worse by more than 5 % and the quartiles of the two runs do not overlap. Faster is defined
-in the same way. Two runs of the same code differ in few figures: repeat the measurement before you
-trust a single one.
+Each figure is divided by its baseline in the same round (bare codec calls, or a dict of bytes).
+This removes disturbances during the run, and much of the difference between machines. A figure is
+slower if it is worse by more than 5 % and the quartiles of the two runs do not overlap. Faster is
+defined in the same way. Two runs of the same code differ in few figures: repeat the measurement
+before you trust a single one.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from batchzip.errors import BadArgument
 
 if TYPE_CHECKING:
     from batchzip.bench.figure import Figure, Result
+    from batchzip.bench.spread import Spread
 
 LEAST_CHANGE = 0.05
 """Relative change that two quiet runs of the same code do not exceed, beyond their quartiles."""
@@ -26,44 +27,58 @@ LEAST_ROUNDS = 3
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One figure in both results. `change` is new ÷ old − 1, each divided by its baseline."""
+    """One figure in both results, each divided by its baseline, if there is one in both."""
 
-    old: Figure
-    new: Figure
+    figure: Figure
+    old: Spread
+    new: Spread
     change: float
+    """New ÷ old − 1, of the medians."""
     verdict: str
     """"slower", "faster" or "same"."""
 
 
-def compare(old: Result, new: Result) -> list[Change]:
-    """Compare the figures that are in both results. Return the worst first.
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What two results say together."""
 
-    Baselines that both results have are left out. Raise BadArgument if no figure is in both.
+    changes: list[Change]
+    """The figures in both results, the worst first."""
+    missing: list[Figure]
+    """Figures of the old result that the new one lacks."""
+
+
+def compare(old: Result, new: Result) -> Comparison:
+    """Compare the figures of two results, without the baselines that both have.
+
+    Raise BadArgument if no figure can be compared.
     """
-    earlier = {figure.key: figure for figure in old.figures}
+    later = {one.key: one for one in new.figures}
     by_old, by_new = old.relative(), new.relative()
-    changes = []
-    for figure in new.figures:
-        key = figure.key
-        before = earlier.get(key)
-        if before is None or before.median <= 0:
-            continue
-        if min(before.rounds, figure.rounds) < LEAST_ROUNDS:
+    changes, missing = [], []
+    for before in old.figures:
+        key = before.key
+        after = later.get(key)
+        if after is None:
+            missing.append(before)
             continue
         both = key in by_old and key in by_new
-        if both and figure.contender == new.baselines.get(str(figure.labels.get("benchmark"))):
+        if before.median <= 0 or min(before.rounds, after.rounds) < LEAST_ROUNDS:
             continue
-        scale_old, scale_new = (by_old[key], by_new[key]) if both else (1.0, 1.0)
-        change = (figure.median / scale_new) / (before.median / scale_old) - 1
+        if both and before.contender == old.baselines.get(str(before.labels.get("benchmark"))):
+            continue
+        was = by_old[key] if both else before.spread
+        now = by_new[key] if both else after.spread
+        change = now.median / was.median - 1
         verdict = "same"
-        if change > LEAST_CHANGE and figure.low / scale_new > before.high / scale_old:
+        if change > LEAST_CHANGE and now.low > was.high:
             verdict = "slower"
-        elif change < -LEAST_CHANGE and figure.high / scale_new < before.low / scale_old:
+        elif change < -LEAST_CHANGE and now.high < was.low:
             verdict = "faster"
-        changes.append(Change(before, figure, change, verdict))
+        changes.append(Change(after, was, now, change, verdict))
     if not changes:
         raise BadArgument(
             "the two results have no figures in common: measure with the same options and at least "
             f"{LEAST_ROUNDS} rounds"
         )
-    return sorted(changes, key=lambda one: -one.change)
+    return Comparison(sorted(changes, key=lambda one: -one.change), missing)

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 from batchzip.bench.compressors import Load
 from batchzip.bench.peers import contenders
-from batchzip.bench.rounds import figure, seconds, timed
+from batchzip.bench.rounds import seconds, timed
 from batchzip.errors import BadArgument
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from batchzip.bench.algorithm import Algorithm
-    from batchzip.bench.figure import Result
+    from batchzip.bench.figure import Labels, Result
     from batchzip.bench.pages import Pages
 
 BASELINE = "bare"
@@ -56,7 +56,7 @@ def compress(
                         )
                         for one in everybody
                     }
-                    labels = {
+                    labels: Labels = {
                         "benchmark": "compress",
                         "algorithm": algorithm.label,
                         "operation": operation,
@@ -65,6 +65,5 @@ def compress(
                     spent = seconds(work, rounds)
                     for one in everybody:
                         values = [s / count * 1e6 for s in spent[one.name]]
-                        found = figure(labels, one.name, QUANTITY, values, one.ratio)
-                        result.figures.append(found)
+                        result.add(labels, one.name, QUANTITY, values, one.ratio)
                     advance()

@@ -175,7 +175,7 @@ class InArena(OfEngine):
 
     def __init__(self, load: Load, backend: str = "workers") -> None:
         super().__init__(load, backend)
-        self.name = "arena"
+        self.name = f"{backend}, arena"
         self._pages = self.engine.arena(len(load.pages))
         self._pages[:] = load.pages
         self._outputs = self.engine.arena(len(load.pages), _OUTPUT_BYTES)
@@ -199,12 +199,12 @@ class InArena(OfEngine):
         return partial(each, self.engine.decompress, batches)
 
 
-class Anew(OfEngine):
+class NewDescriptors(OfEngine):
     """A batchzip engine with a new descriptor, and new memory for the outputs, for each batch."""
 
     def __init__(self, load: Load, backend: str) -> None:
         super().__init__(load, backend)
-        self.name = f"{backend} anew"
+        self.name = f"{backend}, new descriptors"
 
     def compressing(self, size: int) -> Work:
         """Make a descriptor for each batch and compress it."""

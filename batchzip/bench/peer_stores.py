@@ -10,6 +10,7 @@ import numpy as np
 
 from batchzip.backend import is_native
 from batchzip.bench.figure import default_lanes
+from batchzip.bench.file_stores import Diskcache, Lmdb, Sqlite
 from batchzip.bench.pages import PAGE
 from batchzip.bench.peers import CHUNK_PAGES, blosc2_chunk
 from batchzip.bench.stores import Dict, OfBatchzip, Store
@@ -209,6 +210,9 @@ def contenders(
         partial(Zict, algorithm),
         partial(Blosc2Pages, algorithm),
         partial(Blosc2Blocks, algorithm),
+        partial(Sqlite, algorithm),
+        partial(Lmdb, algorithm),
+        partial(Diskcache, algorithm),
     ]
     if zram:
         makers.append(partial(ZramStore, algorithm, len(pages)))

@@ -6,21 +6,18 @@ Disturbances then affect all contenders alike. Ratios are reliable even if absol
 from __future__ import annotations
 
 import random
-import statistics
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from batchzip.bench.figure import Figure
-
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
-    from batchzip.bench.figure import Labels
+BLOCK = 3
+"""Rounds of `in_pieces` that make one value."""
 
 
 def in_turns(names: Iterable[str], rounds: int) -> Iterator[tuple[int, str]]:
@@ -85,43 +82,11 @@ def in_pieces(
     return spent
 
 
-def of_pages(seconds: NDArray[np.float64], pages: int) -> float:
-    """Return the µs per page from the times of `in_pieces`, with each piece's median of rounds."""
-    return float(np.median(seconds, axis=0).sum()) / pages * 1e6
+def us_per_page(seconds: NDArray[np.float64], pages: int) -> list[float]:
+    """Return the µs per page from the times of `in_pieces`: a value for each BLOCK rounds.
 
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """The median of several rounds, and their quartiles."""
-
-    median: float
-    low: float
-    high: float
-
-
-def spread(values: Sequence[float]) -> Spread:
-    """Return the median and the quartiles of at least one value."""
-    middle = statistics.median(values)
-    if len(values) == 1:
-        return Spread(middle, middle, middle)
-    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
-    return Spread(middle, min(low, middle), max(high, middle))
-
-
-def speed(base: Sequence[float], values: Sequence[float]) -> Spread:
-    """Return the speed relative to `base`, computed round by round."""
-    return spread([other / value for other, value in zip(base, values, strict=True)])
-
-
-def figure(
-    labels: Labels,
-    contender: str,
-    quantity: str,
-    values: Sequence[float],
-    ratio: float | None = None,
-) -> Figure:
-    """Return the figure of a contender from its values, one per round and at least one."""
-    found = spread(values)
-    return Figure(
-        labels, contender, quantity, found.median, found.low, found.high, len(values), ratio
-    )
+    Within a block, a piece counts with the median of its rounds. A disturbance of a piece in one
+    round then changes nothing.
+    """
+    blocks = np.array_split(seconds, max(1, len(seconds) // BLOCK))
+    return [float(np.median(block, axis=0).sum()) / pages * 1e6 for block in blocks]

@@ -15,14 +15,14 @@ import numpy as np
 
 from batchzip.bench.pages import PAGE
 from batchzip.bench.peer_stores import contenders
-from batchzip.bench.rounds import figure, in_turns
+from batchzip.bench.rounds import in_turns
 from batchzip.errors import BatchzipError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from batchzip.bench.algorithm import Algorithm
-    from batchzip.bench.figure import Result
+    from batchzip.bench.figure import Labels, Result
     from batchzip.bench.pages import Pages
     from batchzip.bench.stores import Store
 
@@ -69,10 +69,10 @@ def swap(
                     for quantity, value in found.items():
                         values[name][quantity].append(value)
                 everybody[name].open()  # frees its memory before the next contender's turn
-            labels = {"benchmark": "swap", "algorithm": algorithm.label}
+            labels: Labels = {"benchmark": "swap", "algorithm": algorithm.label}
             for name, by_quantity in values.items():
                 for quantity, numbers in by_quantity.items():
-                    result.figures.append(figure(dict(labels), name, quantity, numbers))
+                    result.add(labels, name, quantity, numbers)
         advance()
 
 

@@ -12,18 +12,21 @@ from batchzip.terminal.table import Table
 from batchzip.terminal.text import paragraph_columns, wrapped
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
-    from batchzip.bench.compare import Change
+    from batchzip.bench.compare import Comparison
     from batchzip.bench.figure import Figure, Result
-    from batchzip.bench.rounds import Spread
+    from batchzip.bench.spread import Spread
+
+LIMIT = "limit"
+"""The name of the bound that no contender reaches, which is not marked as the fastest."""
 
 _ABOUT = "medians ± % (half the distance of the quartiles)"
 
 
-def spread_percent(figure: Figure | Spread) -> float:
-    """Return half the distance between the quartiles, in percent of the median."""
-    return (figure.high - figure.low) / 2 / figure.median * 100 if figure.median else 0.0
+def with_spread(found: Spread, digits: int = 2) -> str:
+    """Return a median, and ± half the distance between the quartiles in percent of it."""
+    return f"{found.median:,.{digits}f} ±{found.percent:.0f}"
 
 
 def compress_tables(result: Result) -> Iterable[Table]:
@@ -40,7 +43,10 @@ def _batches(title: str, figures: Sequence[Figure]) -> Table:
     by = {(figure.contender, figure.labels["batch"]): figure for figure in figures}
     batches = list(dict.fromkeys(figure.labels["batch"] for figure in figures))
     fastest = {
-        min((f for f in figures if f.labels["batch"] == batch), key=lambda f: f.median).key
+        min(
+            (f for f in figures if f.labels["batch"] == batch and f.contender != LIMIT),
+            key=lambda f: f.median,
+        ).key
         for batch in batches
     }
     table = Table(title)
@@ -57,7 +63,7 @@ def _batches(title: str, figures: Sequence[Figure]) -> Table:
                 continue
             ratio = figure.ratio or ratio
             star = "*" if figure.key in fastest and len(by) > len(batches) else ""
-            cells.append(f"{star}{figure.median:.2f} ±{spread_percent(figure):.0f}")
+            cells.append(star + with_spread(figure.spread))
         table.add_row(name, *cells, "-" if ratio is None else f"{ratio:.2f}")
     return table
 
@@ -79,9 +85,8 @@ def swap_tables(result: Result) -> Iterable[Table]:
             cells = []
             for quantity in swap.QUANTITIES:
                 figure = by[name, quantity]
-                text = f"{figure.median:.3f}" if quantity == swap.HELD else f"{figure.median:.2f}"
-                spread = "" if quantity == swap.HELD else f" ±{spread_percent(figure):.0f}"
-                cells.append(text + spread)
+                held = f"{figure.median:.3f}"
+                cells.append(held if quantity == swap.HELD else with_spread(figure.spread))
             table.add_row(name, *cells)
         yield table
 
@@ -91,30 +96,54 @@ def _heading(quantity: str) -> str:
     return quantity.partition(",")[0].replace("single ", "single\n").replace(" ÷ ", "\n÷ ")
 
 
-def print_result(result: Result) -> None:
-    """Print the machine and settings, the tables, the peers ahead, and the notes."""
-    out = make_console()
-    width = paragraph_columns()
+def heading(result: Result) -> list[str]:
+    """Return lines that tell machine, versions and settings."""
     machine = result.machine
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    for line in (
-        f"{machine['platform']}, {machine['processor']}, {machine['cpus']} CPUs",
+    names = [str(machine[key]) for key in ("platform", "processor") if key in machine]
+    load = [f"load {machine['load']:.1f}"] if "load" in machine else []
+    return [
+        ", ".join([*names, f"{machine['cpus']} CPUs", *load]),
         versions,
-        ", ".join(f"{name} {value}" for name, value in result.settings.items()),
-    ):
+        ", ".join(f"{name} {_setting(value)}" for name, value in result.settings.items()),
+    ]
+
+
+def _setting(value: object) -> str:
+    if isinstance(value, dict):
+        return "; ".join(f"{name}: {of}" for name, of in value.items())
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def bench_tables(result: Result) -> Iterable[Table]:
+    """Yield the tables of a result of `batchzip bench`."""
+    yield from compress_tables(result)
+    yield from swap_tables(result)
+
+
+def print_result(
+    result: Result,
+    tables: Callable[[Result], Iterable[Table]] = bench_tables,
+    remarks: Callable[[Result], Iterable[str]] = ahead,
+) -> None:
+    """Print the machine and settings, the tables, the remarks, and the notes."""
+    out = make_console()
+    width = paragraph_columns()
+    for line in heading(result):
         out.write_line(wrapped(line, width, indent="  "))
-    for table in (*compress_tables(result), *swap_tables(result)):
+    for table in tables(result):
         out.print(table)
     out.write_line()
-    for line in (*ahead(result), *(f"missing: {note}" for note in result.notes)):
+    for line in (*remarks(result), *(f"note: {note}" for note in result.notes)):
         out.write_line(wrapped(line, width, indent="  "))
     sys.stdout.flush()
 
 
-def print_changes(changes: Sequence[Change]) -> None:
+def print_changes(compared: Comparison) -> None:
     """Print the figures that became slower or faster, and the number of all figures."""
+    changes = compared.changes
     out = make_console()
-    table = Table("figures relative to their baselines in the same run")
+    table = Table("figures ÷ their baselines of the same rounds, medians ± %")
     table.add_column("", wraps=True)
     for rank, head in ((0, "contender"), (3, "figure")):
         table.add_column(head, rank=rank, left=True)
@@ -125,17 +154,24 @@ def print_changes(changes: Sequence[Change]) -> None:
         counts[change.verdict] += 1
         if change.verdict == "same":
             continue
-        what = " ".join(str(value) for value in change.new.labels.values())
+        what = " ".join(str(value) for value in change.figure.labels.values())
         table.add_row(
             f"{change.verdict}: {what}",
-            change.new.contender,
-            change.new.quantity,
-            f"{change.old.median:.3f}",
-            f"{change.new.median:.3f}",
+            change.figure.contender,
+            change.figure.quantity,
+            with_spread(change.old),
+            with_spread(change.new),
             f"{change.change:+.1%}",
         )
     if table.row_count:
         out.print(table)
     text = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
     out.write_line(f"{len(changes)} figures: {text}")
+    if compared.missing:
+        names = [
+            " ".join(map(str, (*one.labels.values(), one.contender, one.quantity)))
+            for one in compared.missing
+        ]
+        line = f"not measured, but in the old result: {'; '.join(names)}"
+        out.write_line(wrapped(line, paragraph_columns(), indent="  "))
     sys.stdout.flush()

@@ -19,13 +19,18 @@ from batchzip.bench.style import require_matplotlib
 from batchzip.bench.table import print_changes, print_result
 from batchzip.bench.zram import end_orderly
 from batchzip.errors import BadArgument
-from batchzip.terminal.console import print_json, progress_bars
+from batchzip.terminal.console import progress_bars
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from batchzip.bench.compare import Comparison
+
 SLOWER = 1
 """Exit code of a comparison in which a figure became slower."""
+
+INCOMPLETE = 3
+"""Exit code of a comparison in which figures of the old result are missing from the new one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +45,14 @@ class Options:
     pages: int
     rounds: int
     zram: bool
-    json: bool
+    json: str | None
+    """A file, or "-" for stdout."""
     plot: str | None
     compare: list[str] | None
 
 
 def run(options: Options) -> int:
-    """Measure or read results, and show them. Return 0, or SLOWER.
+    """Measure or read results, and show them. Return 0, SLOWER or INCOMPLETE.
 
     Raise BatchzipError or OSError for errors that the user can correct.
     """
@@ -54,27 +60,43 @@ def run(options: Options) -> int:
         end_orderly()
     given = [load(path) for path in options.compare or []]
     old = given[0] if given else None
-    picture = None if options.plot is None else Path(options.plot)
+    picture = _new_file(options.plot)
     if picture is not None:
         require_matplotlib()
-        if not picture.parent.is_dir():  # checked before a minute is spent on measuring
-            raise BadArgument(f"{picture} cannot be drawn: there is no directory {picture.parent}")
+    kept = None if options.json == "-" else _new_file(options.json)
     measured = len(given) < 2
     result = _measured(options) if measured else given[1]
-    changes = compare(old, result) if old is not None else None
+    if kept is not None:
+        result.save(kept)
+    compared = compare(old, result) if old is not None else None
     if picture is not None:
         plot.plot_compress(result, picture)
         plot.plot_swap(result, picture.with_stem(f"{picture.stem}-swap"))
-    if options.json:
-        print_json(result.as_document(), indent=1)
+    if options.json == "-":
+        sys.stdout.write(result.as_text())
         sys.stdout.flush()
     elif measured:
         print_result(result)
-    if changes is None:
-        return 0
-    if not options.json:
-        print_changes(changes)
-    return SLOWER if any(change.verdict == "slower" for change in changes) else 0
+    return 0 if compared is None else _judged(compared, shown=options.json != "-")
+
+
+def _judged(compared: Comparison, *, shown: bool) -> int:
+    """Show a comparison, and return its exit code."""
+    if shown:
+        print_changes(compared)
+    if compared.missing:
+        return INCOMPLETE
+    return SLOWER if any(change.verdict == "slower" for change in compared.changes) else 0
+
+
+def _new_file(name: str | None) -> Path | None:
+    """Return the path of a file to write, and check it before a minute is spent on measuring."""
+    if name is None:
+        return None
+    path = Path(name)
+    if not path.parent.is_dir():
+        raise BadArgument(f"{path} cannot be written: there is no directory {path.parent}")
+    return path
 
 
 @contextlib.contextmanager
@@ -107,7 +129,7 @@ def _measured(options: Options) -> Result:
         {"compress": compress.BASELINE, "swap": swap.BASELINE},
     )
     steps = len(algorithms) * (2 * len(options.batches) + 1)
-    with _safe_path(), progress_bars("steps", shown=not options.json) as bar:
+    with _safe_path(), progress_bars("steps", shown=options.json != "-") as bar:
         advance = partial(bar("measuring", steps), 1)
         zram = options.zram
         compress.compress(

@@ -29,6 +29,7 @@ exit codes:
   0    success
   1    a page came back different (swap), or a figure became slower (bench --compare)
   2    bad input; one line on stderr says what to change
+  3    a figure of the old result was not measured (bench --compare)
   130  interrupted by Ctrl-C
   141  the reader of the output closed it
   143  ended by SIGTERM
@@ -113,7 +114,8 @@ blosc2 if it is installed, and zram with --zram. They take turns, and each figur
 the rounds. Absolute times depend on the machine and the hour: compare the lines of one table.
 
 --compare divides each figure by its baseline of the same run (the bare loop, the dict). A figure is
-slower if it is worse by more than 5 % and its quartiles do not overlap the old ones.
+slower if it is worse by more than 5 % and its quartiles do not overlap the old ones. The exit code
+is 1 if a figure became slower, and 3 if a figure of the old result was not measured.
 """
 
 _BENCH_EXAMPLES = """\
@@ -121,7 +123,7 @@ examples:
   batchzip bench                                 everything, on a sample workload
   batchzip bench --pid 4711 --algorithms zstd:3  on the memory of a running process
   batchzip bench --plot bench.png                pictures, too: bench.png and bench-swap.png
-  batchzip bench --json > old.json               keep the result …
+  batchzip bench --json old.json                 keep the result …
   batchzip bench --compare old.json              … measure again, and list what became slower
   batchzip bench --compare old.json new.json     compare two results without measuring
 """
@@ -361,7 +363,13 @@ def _add_bench(commands: Any) -> None:
     add("--pages", type=positive, default=2048, metavar="N", help="number of pages (%(default)s)")
     add("--rounds", type=positive, default=5, metavar="N", help="number of rounds (%(default)s)")
     add("--zram", action="store_true", help="create a zram device and measure it; root only")
-    add("--json", action="store_true", help="one JSON document instead of tables")
+    add(
+        "--json",
+        nargs="?",
+        const="-",
+        metavar="FILE",
+        help="keep the result in a file; without FILE, print it instead of tables",
+    )
     add("--plot", type=png, metavar="PNG", help="draw two pictures: PNG, and beside it …-swap.png")
     add(
         "--compare",

@@ -1,8 +1,8 @@
 """The `batchzip` command.
 
 Exit codes: 0 success, 1 a page came back different (swap) or a figure became slower (bench), 2 bad
-input (one line on stderr says what to change), 130 interrupted by Ctrl-C, 141 the reader of the
-output closed it.
+input (one line on stderr says what to change), 3 a figure of the old result was not measured
+(bench), 130 interrupted by Ctrl-C, 141 the reader of the output closed it.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ cdef int encode_value(
 ) noexcept nogil
 cdef int decode_value(CoderState *coder, Stored *stored) noexcept nogil
 cdef void count_value(CoderState *coder, int operation, const Stored *stored) noexcept nogil
-cdef bint is_quick(const CoderState *coder, int operation, size_t size) noexcept nogil
+cdef bint is_faster_with_gil(const CoderState *coder, int operation, size_t size) noexcept nogil
 cdef uint64_t hash_output(
     const CoderState *coder, const uint8_t *output, size_t length
 ) noexcept nogil

@@ -124,7 +124,7 @@ cdef enum:
     ZSTD_STRATEGY = 107  # ZSTD_c_strategy; 1: ZSTD_fast
 
 cdef enum:
-    QUICK = 4096  # bytes that lz4 compresses, and lz4 and zstd restore, in a few microseconds
+    SHORT_BYTES = 4096  # bytes that lz4 compresses, and lz4 and zstd restore, in a few microseconds
     LEAST_PLANE = 64  # bytes; this and the next as in batchzip.codecs.zstd
     DEFAULT_LEVEL = 3
 
@@ -428,7 +428,7 @@ cdef void count_value(CoderState *coder, int operation, const Stored *stored) no
             bz_count(&tally.bytes_out, stored.raw_length if restores else stored.length)
 
 
-cdef bint is_quick(const CoderState *coder, int operation, size_t size) noexcept nogil:
+cdef bint is_faster_with_gil(const CoderState *coder, int operation, size_t size) noexcept nogil:
     """Return whether a value takes less time than releasing and reacquiring the GIL.
 
     That is about 10 µs if threads compete for the GIL.
@@ -436,10 +436,10 @@ cdef bint is_quick(const CoderState *coder, int operation, size_t size) noexcept
     if coder.verify:
         size *= 2
     if coder.library == LZ4:
-        return size <= QUICK
+        return size <= SHORT_BYTES
     if coder.library == ZSTD:
-        return size <= QUICK if operation == DECOMPRESS else (
-            coder.effort <= DEFAULT_LEVEL and size <= QUICK // 4
+        return size <= SHORT_BYTES if operation == DECOMPRESS else (
+            coder.effort <= DEFAULT_LEVEL and size <= SHORT_BYTES // 4
         )
     return False
 

@@ -55,7 +55,7 @@ from batchzip.core.table cimport (
 from batchzip.core.zones cimport ZoneReservation, zones_free
 
 from batchzip.arguments.checks import as_index
-from batchzip.errors import CorruptPage, PageError, PageNotStored
+from batchzip.errors import BadArgument, CorruptPage, PageError, PageNotStored
 
 cdef extern from "native.h" nogil:
     """
@@ -200,6 +200,11 @@ def load(Entries entries not None, index, out=None, bint exclusive=False):
             page = out
             PyObject_GetBuffer(out, &view, PyBUF_SIMPLE | PyBUF_WRITABLE)
             room = <uint8_t *>view.buf
+            if <size_t>view.len != objects.page_size:
+                PyBuffer_Release(&view)
+                raise BadArgument(
+                    f"a page of {objects.page_size} bytes needs as many, not {view.len}"
+                )
         coder = None
         try:
             coder = coders.take()

@@ -53,7 +53,9 @@ BZ_HOOK void bz_explore_join(pthread_t thread);
 #define BZ_FENCE() ((void)0)
 #define BZ_STORE(word, value) ((void)0)
 #define BZ_LOAD(word) ((void)0)
+#ifndef BZ_LOOK_NS
 #define BZ_LOOK_NS 100000
+#endif
 #endif
 
 #define bz_unlikely(condition) __builtin_expect(!!(condition), 0)

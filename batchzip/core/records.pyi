@@ -155,7 +155,8 @@ class Records:
         help only if they are threads.
 
         Return the number of values stored, including those before `start`, and 0 or the negative
-        errno of the first value that was not stored.
+        errno of the first value that was not stored. Raise BadArgument if there are not as many
+        values as keys, or if `start` is not among them.
         """
 
     def contains(self, key: Any) -> bool:

@@ -26,7 +26,7 @@ thread waits for the mutex while it holds the GIL, or for the GIL while it holds
 long step does not stop the interpreter. (The mutex of the zones is taken under the pool's. It is
 held for a few stores and never during I/O.)
 
-    one value, short          GIL ─ compress ─ step                    is_quick (coder.pyx) decides
+    one value, short          GIL ─ compress ─ step        is_faster_with_gil (coder.pyx) decides
     one value, long           GIL ▏compress ─ step▕ GIL
     a batch, alone            GIL ─ keys, buffers ▏(compress ─ step) × 256▕ GIL ─ …
     a batch, with lanes       caller:  part 1 ready │ part 2 ready │ rest of 1 │ store 1 │ part 3 …
@@ -35,8 +35,8 @@ held for a few stores and never during I/O.)
 Lanes that are threads (division.pyx) help with a batch that would take one thread SHARED_NS, if no
 more batches are under way than there are lanes. A lane gets a whole part, and the caller takes back
 what the lane has not begun. The time per value is known from batches that one thread did alone;
-every AGAIN-th batch is done alone to measure it. Each lane has a coder of the values' codec, which
-may have a dictionary that the engine's coder lacks.
+every MEASURE_EVERY-th batch is done alone to measure it. Each lane has a coder of the values'
+codec, which may have a dictionary that the engine's coder lacks.
 
 Rejected:
 
@@ -69,7 +69,7 @@ from libc.string cimport memcpy, memset
 from batchzip.core.batch cimport Pointers, Value
 from batchzip.core.coder cimport (
     ABORT, COMPRESS, DECOMPRESS, Coder, Coders, CoderState, Stored, count_value, decode_value,
-    encode_value, is_quick, make_room, most_value, raise_callback_error,
+    encode_value, is_faster_with_gil, make_room, most_value, raise_callback_error,
 )
 from batchzip.core.gather cimport Gathered, Row, entry_is
 from batchzip.core.keyindex cimport (
@@ -99,7 +99,7 @@ from batchzip.core.table cimport (
 
 from batchzip.core.coder import is_available as _is_available
 from batchzip.core.division import DONE as _DONE, Divider
-from batchzip.errors import ClosedError, PageError
+from batchzip.errors import BadArgument, ClosedError, PageError
 
 cdef extern from "native.h" nogil:
     """
@@ -118,7 +118,7 @@ cdef enum:
     ALONE_BYTES = 1 << 20  # approximate bytes per part without lanes
     SHARED_NS = 200_000  # lanes help with a batch that would take one thread this long
     READ_NS = 900  # minimum time per value for lanes to help with reads, as they need copies
-    AGAIN = 64  # every AGAIN-th batch is done alone, to measure the time per value
+    MEASURE_EVERY = 64  # every MEASURE_EVERY-th batch is done alone, to measure the time per value
     AHEAD = 16  # bytes in front of a copy; decode_value needs four
     LOOKS = 4  # deadlines that each new value examines
 
@@ -142,17 +142,17 @@ cdef struct State:
     uint32_t cursor  # position whose deadline is examined next
     bint closed  # the group may still have entries of this mapping
 
-cdef struct New:  # a value that is about to be stored
+cdef struct NewValue:  # a value that is about to be stored
     Stored stored
     uint8_t kind
     uint64_t number  # of a LARGE value
     int64_t deadline
 
-cdef struct Got:  # a value that was found or removed
+cdef struct Lookup:  # a value that was found or removed
     Stored stored
     uint64_t index
     Entry entry
-    uint64_t gone_large  # number of a LARGE value that was removed, or 0
+    uint64_t removed_large  # number of a LARGE value that was removed, or 0
 
 
 cdef int64_t _shift_ns = 0
@@ -239,10 +239,10 @@ cdef void _tidy(State *state, uint32_t id) noexcept nogil:
         _join(state, id)
 
 
-cdef void _take_out(State *state, uint32_t position, Got *got) noexcept nogil:
+cdef void _take_out(State *state, uint32_t position, Lookup *got) noexcept nogil:
     """Remove a key and its value. Do not tidy its block."""
     cdef Entry *entry = _entry_of(state, position)
-    got.gone_large = entry.value if entry.kind == LARGE else 0
+    got.removed_large = entry.value if entry.kind == LARGE else 0
     state.entries.record_bytes -= block_of(&state.index, position).lengths[position & (BLOCK - 1)]
     if entry.kind == SLICED:
         slices_free(state.entries, &state.slices, entry.value)
@@ -250,12 +250,12 @@ cdef void _take_out(State *state, uint32_t position, Got *got) noexcept nogil:
     index_remove(&state.index, position)
 
 
-cdef void _remove(State *state, uint32_t position, Got *got) noexcept nogil:
+cdef void _remove(State *state, uint32_t position, Lookup *got) noexcept nogil:
     _take_out(state, position, got)
     _tidy(state, position >> BLOCK_BITS)
 
 
-cdef bint _expire_one(State *state, Got *got) noexcept nogil:
+cdef bint _expire_one(State *state, Lookup *got) noexcept nogil:
     """Examine the next LOOKS deadlines. Remove the first expired value. Return whether one was."""
     cdef KeyIndex *index = &state.index
     cdef uint32_t look, id, place
@@ -282,10 +282,10 @@ cdef bint _expire_one(State *state, Got *got) noexcept nogil:
     return False
 
 
-cdef uint32_t _live_position(State *state, const KeyView *key, Got *got) noexcept nogil:
+cdef uint32_t _live_position(State *state, const KeyView *key, Lookup *got) noexcept nogil:
     """Return the position of a key, or NOWHERE. Remove its value if it has expired."""
     cdef uint32_t position = index_find(&state.index, key)
-    got.gone_large = 0
+    got.removed_large = 0
     if position != NOWHERE and _is_over(state, position, _now()):
         state.expirations += 1
         _remove(state, position, got)
@@ -294,7 +294,8 @@ cdef uint32_t _live_position(State *state, const KeyView *key, Got *got) noexcep
 
 
 cdef int _put(
-    State *state, const KeyView *key, const New *value, bint if_absent, uint64_t limit, Got *got
+    State *state, const KeyView *key, const NewValue *value, bint if_absent, uint64_t limit,
+    Lookup *got,
 ) noexcept nogil:
     """Store a value. Return 0 or a negative errno. On failure the key keeps its old value.
 
@@ -308,7 +309,7 @@ cdef int _put(
     cdef uint8_t *room
     cdef int code = 0
     if entries.closed or state.closed:
-        got.gone_large = 0
+        got.removed_large = 0
         return -EBADF
     position = _live_position(state, key, got)
     if position != NOWHERE and if_absent:
@@ -353,8 +354,8 @@ cdef uint64_t _bytes_in_pool(State *state, const Entry *entry) noexcept nogil:
 
 
 cdef int _enter(
-    State *state, const KeyView *key, uint32_t position, const New *value, Entry *entry,
-    uint32_t length, Got *got,
+    State *state, const KeyView *key, uint32_t position, const NewValue *value, Entry *entry,
+    uint32_t length, Lookup *got,
 ) noexcept nogil:
     """Assign to a key an entry whose object exists. Return 0, or −ENOMEM with nothing changed."""
     cdef EntriesState *entries = state.entries
@@ -383,7 +384,7 @@ cdef int _enter(
         index_add(&state.index, position, key)
         entries.pages += 1
     else:
-        got.gone_large = old.value if old.kind == LARGE else 0
+        got.removed_large = old.value if old.kind == LARGE else 0
         if old.kind == SLICED:
             slices_free(entries, &state.slices, old.value)
         entries_forget(entries, &old)
@@ -396,7 +397,7 @@ cdef int _enter(
 
 
 cdef int _find(
-    State *state, const KeyView *key, uint8_t *room, size_t size, int number, bint peek, Got *got
+    State *state, const KeyView *key, uint8_t *room, size_t size, int number, bint peek, Lookup *got
 ) noexcept nogil:
     """Find a value and copy its object from the pool. It counts as used unless `peek` is set.
 
@@ -408,7 +409,7 @@ cdef int _find(
     cdef Entry *entry
     cdef const uint8_t *data = NULL
     if entries.closed or state.closed:
-        got.gone_large = 0
+        got.removed_large = 0
         return -EBADF
     position = _live_position(state, key, got)
     if position == NOWHERE:
@@ -452,7 +453,7 @@ cdef int _find(
 # Values.
 
 cdef int _find_one(
-    State *state, const KeyView *key, Coder coder, int number, bint peek, bint waits, Got *got
+    State *state, const KeyView *key, Coder coder, int number, bint peek, bint waits, Lookup *got
 ) noexcept nogil:
     """Find a value and copy its object to the coder's memory. Return as `_find`, or BUSY."""
     cdef int found
@@ -470,7 +471,7 @@ cdef int _find_one(
 
 
 cdef int _join_rows(
-    const Row *rows, uint32_t count, CoderState *coder, Got *got
+    const Row *rows, uint32_t count, CoderState *coder, Lookup *got
 ) noexcept nogil:
     """Join a value's gathered objects in the coder's memory. Return LOADED or a negative errno."""
     cdef uint32_t at, length = 0
@@ -490,7 +491,7 @@ cdef int _join_rows(
     return LOADED
 
 
-cdef int _restore(CoderState *coder, Got *got) noexcept nogil:
+cdef int _restore(CoderState *coder, Lookup *got) noexcept nogil:
     """Decompress a copied value; `got.stored.data` is its bytes then.
 
     Return LOADED, a negative errno or ABORT.
@@ -504,7 +505,7 @@ cdef int _restore(CoderState *coder, Got *got) noexcept nogil:
 
 
 cdef int _remove_if(
-    State *state, const KeyView *key, const Entry *expected, bint waits, Got *got
+    State *state, const KeyView *key, const Entry *expected, bint waits, Lookup *got
 ) noexcept nogil:
     """Remove a value if its entry equals `expected`, or in any case if that is NULL.
 
@@ -513,7 +514,7 @@ cdef int _remove_if(
     cdef uint32_t position = NOWHERE
     cdef bint same = False
     cdef const Entry *entry
-    got.gone_large = 0
+    got.removed_large = 0
     if not _lock(state, waits):
         return -EAGAIN
     if not state.entries.closed:
@@ -536,21 +537,21 @@ cdef int _remove_if(
 
 
 cdef int _store(
-    State *state, const KeyView *key, const New *value, bint if_absent, uint64_t limit, bint waits,
-    Got *got, uint64_t *expired,
+    State *state, const KeyView *key, const NewValue *value, bint if_absent, uint64_t limit,
+    bint waits, Lookup *got, uint64_t *expired,
 ) noexcept nogil:
     """Remove one expired value, if one is found, then store a value.
 
     `expired` gets the number of the expired value if that was LARGE. Return as `_put`, or −EAGAIN
     if the mutex was busy.
     """
-    cdef Got over
+    cdef Lookup over
     cdef int code
-    got.gone_large = expired[0] = 0
+    got.removed_large = expired[0] = 0
     if not _lock(state, waits):
         return -EAGAIN
     if not state.entries.closed and _expire_one(state, &over):
-        expired[0] = over.gone_large
+        expired[0] = over.removed_large
     code = _put(state, key, value, if_absent, limit, got)
     pool_settle(state.entries.objects.pool)
     pool_unlock(state.entries.objects.pool)
@@ -578,7 +579,7 @@ cdef inline void _view(const KeyIndex *index, Key key, KeyView *view) noexcept:
     view.hash = index_hash(index, key.compared, key.compared_length)
 
 
-cdef Found _make_found(const Got *got, bytes data, bytes indices):
+cdef Found _make_found(const Lookup *got, bytes data, bytes indices):
     cdef Found found = Found.__new__(Found)
     found.got = got[0]
     found.data = data
@@ -586,7 +587,7 @@ cdef Found _make_found(const Got *got, bytes data, bytes indices):
     return found
 
 
-cdef bint _is_still(State *state, const Got *got) noexcept nogil:
+cdef bint _is_still(State *state, const Lookup *got) noexcept nogil:
     """Return whether a value is still where it was found. The caller holds the pool's mutex."""
     cdef const Entry *entry
     if state.entries.closed or state.closed:
@@ -620,7 +621,7 @@ cdef class Found:
 
     cdef readonly bytes indices
     cdef readonly bytes data
-    cdef Got got
+    cdef Lookup got
 
 
 cdef class Timed:
@@ -648,7 +649,7 @@ cdef class _Part(Pointers):
     cdef uint32_t keys  # number of keys added
     cdef KeyView *views
     cdef Value *values  # to compress or to decompress; absent keys have none
-    cdef Got *got
+    cdef Lookup *got
     cdef int *outcomes
     cdef Py_buffer *buffers
     cdef uint32_t held  # number of buffers to release
@@ -679,7 +680,7 @@ cdef class _Part(Pointers):
         self.wants_order = False
         tables = <uint8_t *>bz_calloc(
             1, room * (sizeof(KeyView) + sizeof(Value) + 2 * sizeof(uint32_t))
-            + room * (sizeof(Got) + sizeof(int) if reads else sizeof(Py_buffer))
+            + room * (sizeof(Lookup) + sizeof(int) if reads else sizeof(Py_buffer))
             + lanes * sizeof(void *)
         )
         if tables is NULL:
@@ -691,7 +692,7 @@ cdef class _Part(Pointers):
         self.state.coders = <CoderState **>(self.values + room)
         tables = <uint8_t *>(self.state.coders + lanes)
         if reads:
-            self.got = <Got *>tables
+            self.got = <Lookup *>tables
             tables = <uint8_t *>(self.got + room)
         else:
             self.buffers = <Py_buffer *>tables
@@ -894,7 +895,7 @@ cdef class Records:
         """
         cdef Key room = Key.__new__(Key)
         cdef KeyView view
-        cdef Got got
+        cdef Lookup got
         cdef int found = OTHER_CODEC, number = self.number
         cdef Coders coders = self.current
         cdef Coder coder
@@ -907,7 +908,9 @@ cdef class Records:
             try:
                 # For a short value, releasing the GIL costs more than it gains.
                 found = _find_one(&self.state, &view, coder, number, peek, False, &got)
-                if found == LOADED and is_quick(&coder.state, DECOMPRESS, got.stored.raw_length):
+                if found == LOADED and is_faster_with_gil(
+                    &coder.state, DECOMPRESS, got.stored.raw_length
+                ):
                     found = _restore(&coder.state, &got)
                 elif found == LOADED or found == BUSY:
                     with nogil:
@@ -933,8 +936,8 @@ cdef class Records:
                 if result is None:  # replaced meanwhile
                     found = OTHER_CODEC
         if found == MISSING_KEY:
-            if got.gone_large:
-                self.large.pop(got.gone_large, None)
+            if got.removed_large:
+                self.large.pop(got.removed_large, None)
             return MISSING
         if peek and found == LOADED:
             return _make_found(&got, result, b"")
@@ -946,7 +949,7 @@ cdef class Records:
             self._fail(coders, found)
         return result
 
-    cdef Found _in_file(self, const Got *got):
+    cdef Found _in_file(self, const Lookup *got):
         """Return what `finish` needs for a value that is at least partly in the backing file.
 
         Return None if the value has changed.
@@ -980,7 +983,7 @@ cdef class Records:
         """
         cdef Coders coders
         cdef Coder coder
-        cdef Got got = where.got
+        cdef Lookup got = where.got
         cdef uint32_t row
         cdef int found
         cdef bint same
@@ -1016,7 +1019,7 @@ cdef class Records:
         """
         cdef Key room = Key.__new__(Key)
         cdef KeyView view
-        cdef Got got
+        cdef Lookup got
         cdef Entry same
         cdef const Entry *wanted = NULL
         cdef int removed
@@ -1034,8 +1037,8 @@ cdef class Records:
         if removed == -EAGAIN:
             with nogil:
                 removed = _remove_if(&self.state, &view, wanted, True, &got)
-        if got.gone_large:
-            self.large.pop(got.gone_large, None)
+        if got.removed_large:
+            self.large.pop(got.removed_large, None)
         return removed != 0
 
     def put(
@@ -1054,15 +1057,15 @@ cdef class Records:
         """
         cdef Key room = Key.__new__(Key)
         cdef KeyView view
-        cdef New new
-        cdef Got got
+        cdef NewValue new
+        cdef Lookup got
         cdef Py_buffer buffer
         cdef Coders coders = self.current
         cdef Coder coder
         cdef int number = self.number, code
-        cdef bint quick
+        cdef bint with_gil
         cdef uint64_t expired = 0
-        got.gone_large = 0
+        got.removed_large = 0
         encode_key(room, key)
         self.refuse()
         _view(&self.state.index, room, &view)
@@ -1075,9 +1078,9 @@ cdef class Records:
                 new.number = 0
                 new.deadline = deadline
                 new.stored.raw_length = <uint32_t>buffer.len
-                quick = is_quick(&coder.state, COMPRESS, buffer.len)
+                with_gil = is_faster_with_gil(&coder.state, COMPRESS, buffer.len)
                 code = -EAGAIN
-                if quick:
+                if with_gil:
                     code = encode_value(
                         &coder.state, number, <const uint8_t *>buffer.buf, &new.stored
                     )
@@ -1088,7 +1091,7 @@ cdef class Records:
                 if code == -EAGAIN:
                     with nogil:
                         code = 0
-                        if not quick:
+                        if not with_gil:
                             code = encode_value(
                                 &coder.state, number, <const uint8_t *>buffer.buf, &new.stored
                             )
@@ -1103,8 +1106,8 @@ cdef class Records:
                 coders.give(coder)
         finally:
             PyBuffer_Release(&buffer)
-            if got.gone_large:
-                self.large.pop(got.gone_large, None)
+            if got.removed_large:
+                self.large.pop(got.removed_large, None)
             if expired:
                 self.large.pop(expired, None)
         if code == -EBADF:
@@ -1117,8 +1120,8 @@ cdef class Records:
         """Assign to a key a value that is stored as pages. Return as `put`."""
         cdef Key room = Key.__new__(Key)
         cdef KeyView view
-        cdef New new
-        cdef Got got
+        cdef NewValue new
+        cdef Lookup got
         cdef int code
         cdef uint64_t expired = 0
         encode_key(room, key)
@@ -1135,8 +1138,8 @@ cdef class Records:
             code = _store(&self.state, &view, &new, if_absent, 0, True, &got, &expired)
         if code:
             self.large.pop(new.number, None)
-        if got.gone_large:
-            self.large.pop(got.gone_large, None)
+        if got.removed_large:
+            self.large.pop(got.removed_large, None)
         if expired:
             self.large.pop(expired, None)
         if code == -EBADF:
@@ -1248,7 +1251,7 @@ cdef class Records:
         if operation == DECOMPRESS and value_ns < READ_NS:
             return False
         self.turns += 1
-        return self.turns % AGAIN != 0
+        return self.turns % MEASURE_EVERY != 0
 
     cdef void note(self, int operation, int64_t took, uint32_t count) noexcept:
         """Record the time per value of one thread.
@@ -1290,8 +1293,8 @@ cdef class Records:
                     )
                     continue
                 part.outcomes[at] = code
-            if part.got[at].gone_large:
-                self.large.pop(part.got[at].gone_large, None)
+            if part.got[at].removed_large:
+                self.large.pop(part.got[at].removed_large, None)
             if part.outcomes[at] == MISSING_KEY:
                 found.append(MISSING)
             elif part.outcomes[at] < 0:
@@ -1321,6 +1324,11 @@ cdef class Records:
         """
         cdef _Part part
         cdef int code = 0
+        if len(values) != len(keys) or not 0 <= start <= len(keys):
+            raise BadArgument(
+                f"{len(keys)} keys need as many values and a start of 0 to {len(keys)}, not "
+                f"{len(values)} values and {start}"
+            )
         self.refuse()
         self.batches += 1
         try:
@@ -1505,7 +1513,7 @@ cdef class Records:
         """Remove all values."""
         cdef KeyIndex *index = &self.state.index
         cdef uint32_t place
-        cdef Got got
+        cdef Lookup got
         cdef dict large
         self.refuse()
         with nogil:
@@ -1684,7 +1692,7 @@ cdef void _get_part(State *state, _Part part, CoderState *coder) noexcept nogil:
     cdef uint32_t at
     cdef size_t size = coder.page_size
     cdef Value *value
-    cdef Got *got
+    cdef Lookup *got
     for at in range(part.keys):
         if part.output_used + size > part.data_room:
             part.keys = at
@@ -1750,8 +1758,8 @@ cdef uint32_t _put_part(
     """
     cdef uint32_t at
     cdef Value *value
-    cdef New new
-    cdef Got got
+    cdef NewValue new
+    cdef Lookup got
     new.kind = RECORD
     new.number = 0
     new.deadline = deadline
@@ -1767,7 +1775,7 @@ cdef uint32_t _put_part(
             return at
         new.stored = value.stored
         code[0] = _store(state, &part.views[at], &new, False, limit, True, &got, &gone[2 * at])
-        gone[2 * at + 1] = got.gone_large
+        gone[2 * at + 1] = got.removed_large
         if code[0]:
             return at
     return part.keys
@@ -1815,7 +1823,7 @@ cdef int _shrink(State *state, uint64_t target, uint64_t *went, uint64_t *large)
     """
     cdef uint64_t index = 0
     cdef int64_t found
-    cdef Got got
+    cdef Lookup got
     went[0] = 0
     while not state.entries.closed and state.entries.pool_bytes > target:
         found = _coldest(state, &index)
@@ -1824,8 +1832,8 @@ cdef int _shrink(State *state, uint64_t target, uint64_t *went, uint64_t *large)
         state.evictions += 1
         went[0] += 1
         _remove(state, <uint32_t>index, &got)
-        if got.gone_large:
-            large[0] = got.gone_large
+        if got.removed_large:
+            large[0] = got.removed_large
             return 1
     return 0
 
@@ -1840,7 +1848,7 @@ cdef uint64_t _expire(State *state, uint64_t *large) noexcept nogil:
     cdef uint64_t went = 0
     cdef int64_t now = _now()
     cdef const KeyBlock *block
-    cdef Got got
+    cdef Lookup got
     while id != NOWHERE and went < CHUNK:
         block = index.blocks[id]
         after = block.after
@@ -1851,7 +1859,7 @@ cdef uint64_t _expire(State *state, uint64_t *large) noexcept nogil:
                 if place_is_live(block, place) and _place_is_over(block, place, now):
                     state.expirations += 1
                     _take_out(state, id << BLOCK_BITS | place, &got)
-                    large[went] = got.gone_large
+                    large[went] = got.removed_large
                     went += 1
             if not block.live:
                 index_drop_block(index, id)

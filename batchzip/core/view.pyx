@@ -84,6 +84,9 @@ cdef extern from "native.h" nogil:
     #ifdef __x86_64__
     #include <emmintrin.h>
     #endif
+    #ifndef BZ_PATIENCE_NS
+    #define BZ_PATIENCE_NS 250000000
+    #endif
     /* Read an entry whole. With AVX the read is atomic; without, checksums detect a torn entry. */
     static inline void bz_load_entry(const uint8_t *at, uint64_t *entry) {
     #ifdef __x86_64__
@@ -125,6 +128,7 @@ cdef extern from "native.h" nogil:
     void bz_store64(uint64_t *, uint64_t)
     int64_t bz_now_ns()
     void bz_sleep_ns(int64_t)
+    int64_t BZ_PATIENCE_NS
     void *bz_map_to_read(int, uint64_t)
     int64_t bz_size_of_file(int)
     bint bz_cannot_shrink(int)
@@ -133,15 +137,15 @@ cdef extern from "native.h" nogil:
 cdef enum:
     ENTRY_BYTES = 16
     NONE = -1
-    SPOILT = -2  # an invalid place: the directory is damaged
+    CORRUPT = -2  # an invalid place: the directory is damaged
     MOST_NUMBERS = 255  # maximum number of codecs at a time
 
 cdef uint64_t LOWER = (<uint64_t>1 << GENERATION_SHIFT) - 1
 cdef uint64_t LEAST_ROOM = 64 << 10  # bytes of a mapping: 8 pages of table, or words of 8,000 pages
 
 # A thread that lost its CPU between two stores has run again after this time.
-cdef int64_t PATIENCE_NS = 250_000_000
-cdef int64_t PAUSE_NS = 1_000_000  # between two reads of an entry whose bytes do not match
+cdef int64_t PATIENCE_NS = BZ_PATIENCE_NS
+cdef int64_t PAUSE_NS = PATIENCE_NS // 250  # between two reads of an entry whose bytes do not match
 cdef int64_t MOMENT_NS = 50_000_000  # between two checks for signals
 
 cdef enum:
@@ -152,7 +156,7 @@ cdef enum:
 cdef enum:
     DONE = 1
     MISSING  # nothing is stored there
-    UNFIT  # the bytes do not match the entry
+    MISMATCH  # the bytes do not match the entry
     MOVING  # the owner changed it during each attempt
     OVER  # the group or the store is closed
     LONGER_TABLE  # the entry lies beyond the mapping
@@ -160,7 +164,7 @@ cdef enum:
     NO_CODER  # no coder is ready for that number
     NEW_CODECS  # codec numbers may have new meanings
     ASK  # only the owner can read the file
-    AGAIN  # what was missing is available now
+    RETRY  # what was missing is available now
     STORED = 0x1000  # STORED + n means that n bytes were copied
 
 
@@ -202,7 +206,7 @@ cdef struct SharedEntry:
     uint64_t value
     uint64_t rest
 
-cdef struct Desk:  # the buffers and coders of one load
+cdef struct Scratch:  # the buffers and coders of one load
     uint8_t *stored  # a private copy of the stored bytes
     CoderState **coders  # by number
     uint64_t known  # codec numbers given out when the coders were made
@@ -293,7 +297,7 @@ cdef inline uint32_t _hash(const Places *places, int64_t block) noexcept nogil:
 
 
 cdef int64_t _find_place(Places *places, const Mapping *mapping, int64_t block) noexcept nogil:
-    """Return the current place of a block, or NONE, SPOILT or −ENOMEM."""
+    """Return the current place of a block, or NONE, CORRUPT or −ENOMEM."""
     cdef const uint64_t *header = <const uint64_t *>mapping.base
     cdef const uint64_t *directory = <const uint64_t *>(mapping.base + DIRECTORY)
     cdef int64_t found
@@ -306,20 +310,20 @@ cdef int64_t _find_place(Places *places, const Mapping *mapping, int64_t block) 
             else:
                 found = -ENOMEM
         elif found != NONE:
-            found = SPOILT  # the owner never wrote this word
+            found = CORRUPT  # the owner never wrote this word
     pthread_mutex_unlock(&places.lock)
     return found
 
 
 cdef int64_t _look(const Places *places, int64_t block) noexcept nogil:
-    """Return the place of a block, or NONE, or SPOILT if several places have it."""
+    """Return the place of a block, or NONE, or CORRUPT if several places have it."""
     cdef int32_t found = NONE, place = NONE
     if places.room:
         place = places.heads[_hash(places, block)]
     while place != NONE:
         if places.block_of[place] == block:
             if found != NONE:
-                return SPOILT
+                return CORRUPT
             found = place
         place = places.next[place]
     return found
@@ -393,7 +397,7 @@ cdef bint _make_room(Places *places, uint32_t least) noexcept nogil:
 
 # One page.
 
-cdef int _look_up(SharedTableState *table, int64_t index, Desk *desk) noexcept nogil:
+cdef int _look_up(SharedTableState *table, int64_t index, Scratch *scratch) noexcept nogil:
     """Find the entry of an index. Return DONE or another outcome."""
     cdef Mapping *mapping
     cdef const uint64_t *header
@@ -413,20 +417,20 @@ cdef int _look_up(SharedTableState *table, int64_t index, Desk *desk) noexcept n
             end = <uint64_t>place << BLOCK_BITS | index & (BLOCK - 1)
             end = ENTRIES + (end + 1) * ENTRY_BYTES
             if not _reaches(&table.file, mapping, end):
-                desk.end = end
+                scratch.end = end
                 return LONGER_TABLE
-            bz_load_entry(mapping.base + end - ENTRY_BYTES, &desk.entry.value)
+            bz_load_entry(mapping.base + end - ENTRY_BYTES, &scratch.entry.value)
         elif place == NONE:
-            desk.entry.value = desk.entry.rest = 0
-        elif place == SPOILT:
-            desk.entry.value = index
-            desk.entry.rest = 0
-            return UNFIT
+            scratch.entry.value = scratch.entry.rest = 0
+        elif place == CORRUPT:
+            scratch.entry.value = index
+            scratch.entry.rest = 0
+            return MISMATCH
         else:
             return <int>place
-        desk.codecs = bz_load64(header + CODECS)
+        scratch.codecs = bz_load64(header + CODECS)
         if bz_load64(header + CHANGES) == changes:
-            return DONE if _kind(&desk.entry) != ABSENT else MISSING
+            return DONE if _kind(&scratch.entry) != ABSENT else MISSING
     return MOVING
 
 
@@ -439,50 +443,54 @@ cdef inline int _number(const SharedEntry *entry) noexcept nogil:
 
 
 cdef int64_t _attempt(
-    SharedPoolState *pool, SharedTableState *table, int64_t index, Desk *desk
+    SharedPoolState *pool, SharedTableState *table, int64_t index, Scratch *scratch
 ) noexcept nogil:
     """Try once to load a page. Return an outcome, a negative errno or ABORT."""
-    cdef int kind, found = _look_up(table, index, desk)
+    cdef int kind, found = _look_up(table, index, scratch)
     cdef int64_t length
     if found != DONE:
         return found
-    kind = _kind(&desk.entry)
+    kind = _kind(&scratch.entry)
     if kind == SAME_FILLED:
         # The checksum of the word shows that the two halves of the entry belong together.
-        if check_word(desk.entry.value) != <uint32_t>desk.entry.rest:
-            return UNFIT
-        bz_fill(desk.page, desk.entry.value, pool.page_size)
+        if check_word(scratch.entry.value) != <uint32_t>scratch.entry.rest:
+            return MISMATCH
+        bz_fill(scratch.page, scratch.entry.value, pool.page_size)
         return DONE
-    if desk.codecs > MOST_NUMBERS and desk.codecs != desk.known and _number(&desk.entry):
+    if (
+        scratch.codecs > MOST_NUMBERS
+        and scratch.codecs != scratch.known
+        and _number(&scratch.entry)
+    ):
         return NEW_CODECS
     if kind == BACKED:
         if pool.file_fd < 0:
             return ASK
-        length = _read_file(pool, desk)
+        length = _read_file(pool, scratch)
     elif kind == COMPRESSED or kind == RAW:
-        length = _read_object(pool, desk)
+        length = _read_object(pool, scratch)
     else:
-        return UNFIT
+        return MISMATCH
     if length < STORED:
         return length
-    return _restore(pool, desk, length - STORED)
+    return _restore(pool, scratch, length - STORED)
 
 
-cdef int64_t _read_file(SharedPoolState *pool, Desk *desk) noexcept nogil:
-    """Copy the entry's bytes from the file. Return STORED + length, UNFIT or a negative errno."""
-    cdef size_t length = (desk.entry.value & ((1 << LENGTH_BITS) - 1)) + 1
+cdef int64_t _read_file(SharedPoolState *pool, Scratch *scratch) noexcept nogil:
+    """Copy the entry's bytes from the file. Return STORED + length, MISMATCH or negative errno."""
+    cdef size_t length = (scratch.entry.value & ((1 << LENGTH_BITS) - 1)) + 1
     cdef int64_t got
     if length > 2 * pool.page_size:
-        return UNFIT
-    got = pread(pool.file_fd, desk.stored, length, desk.entry.value >> LENGTH_BITS)
+        return MISMATCH
+    got = pread(pool.file_fd, scratch.stored, length, scratch.entry.value >> LENGTH_BITS)
     if got < 0:
         return -errno
-    return STORED + got if <size_t>got == length else UNFIT
+    return STORED + got if <size_t>got == length else MISMATCH
 
 
-cdef int64_t _read_object(SharedPoolState *pool, Desk *desk) noexcept nogil:
-    """Copy the object of a handle. Return STORED + length, UNFIT, MOVING or LONGER_WORDS."""
-    cdef uint64_t handle = desk.entry.value
+cdef int64_t _read_object(SharedPoolState *pool, Scratch *scratch) noexcept nogil:
+    """Copy the object of a handle. Return STORED + length, MISMATCH, MOVING or LONGER_WORDS."""
+    cdef uint64_t handle = scratch.entry.value
     cdef uint64_t slot = handle & LOWER, end = (slot + 1) * 8
     cdef uint64_t epoch, word, place
     cdef size_t length
@@ -490,48 +498,48 @@ cdef int64_t _read_object(SharedPoolState *pool, Desk *desk) noexcept nogil:
     cdef const uint64_t *words = <const uint64_t *>mapping.base
     cdef int look
     if slot < FIRST_SLOT or slot >= bz_load64(words + 1):
-        return UNFIT
+        return MISMATCH
     if not _reaches(&pool.words, mapping, end):
-        desk.end = end
+        scratch.end = end
         return LONGER_WORDS
     for look in range(SPINS):
         epoch = bz_load64(words)
         word = bz_load64(words + slot)
         if (word ^ handle) >> GENERATION_SHIFT or not word >> GENERATION_SHIFT & 1:
-            return UNFIT
+            return MISMATCH
         place = word & LOWER
         length = (place & (pool.page_size - 1)) + 1
         place = (place >> pool.length_bits) * pool.grain + HEADER
-        if pread(pool.data_fd, desk.stored, length, place) != <int64_t>length:
-            return UNFIT
+        if pread(pool.data_fd, scratch.stored, length, place) != <int64_t>length:
+            return MISMATCH
         if bz_load64(words + slot) == word and bz_load64(words) == epoch:
             return STORED + length
     return MOVING
 
 
-cdef int64_t _restore(SharedPoolState *pool, Desk *desk, size_t length) noexcept nogil:
+cdef int64_t _restore(SharedPoolState *pool, Scratch *scratch, size_t length) noexcept nogil:
     """Decompress the entry's stored bytes into the page. Return DONE or another outcome."""
-    cdef int number = _number(&desk.entry)
+    cdef int number = _number(&scratch.entry)
     cdef CoderState *coder
     cdef int64_t restored
     cdef uint64_t hashed
     if pool.xxh3 is not NULL:
-        hashed = pool.xxh3.hash64(desk.stored, length)
-    elif not _hash_in_python(desk.stored, length, &hashed):
+        hashed = pool.xxh3.hash64(scratch.stored, length)
+    elif not _hash_in_python(scratch.stored, length, &hashed):
         return -ENOMEM
-    if <uint32_t>(hashed ^ <uint64_t>number) != <uint32_t>desk.entry.rest:
-        return UNFIT
+    if <uint32_t>(hashed ^ <uint64_t>number) != <uint32_t>scratch.entry.rest:
+        return MISMATCH
     if not number:
         if length != pool.page_size:
-            return UNFIT
-        memcpy(desk.page, desk.stored, length)
+            return MISMATCH
+        memcpy(scratch.page, scratch.stored, length)
         return DONE
-    coder = desk.coders[number]
+    coder = scratch.coders[number]
     if coder is NULL:
         return NO_CODER
-    restored = restore_page(coder, desk.stored, length, desk.page, desk.may_spoil)
+    restored = restore_page(coder, scratch.stored, length, scratch.page, scratch.may_spoil)
     if restored == -EBADMSG:
-        return UNFIT
+        return MISMATCH
     return DONE if restored > 0 else restored
 
 
@@ -549,7 +557,7 @@ cdef bint _hash_in_python(const uint8_t *data, size_t length, uint64_t *hashed) 
 
 cdef size_t _load_pages(
     SharedPoolState *pool, SharedTableState *table, const int64_t *indices, size_t done,
-    size_t count, Desk *desk, int64_t *outcome,
+    size_t count, Scratch *scratch, int64_t *outcome,
 ) noexcept nogil:
     """Load pages from number `done` on, for at most about MOMENT_NS.
 
@@ -562,10 +570,10 @@ cdef size_t _load_pages(
     while done < count:
         end = min(done + piece, count)
         while done < end:
-            outcome[0] = _attempt(pool, table, indices[done], desk)
+            outcome[0] = _attempt(pool, table, indices[done], scratch)
             if outcome[0] != DONE:
                 return done
-            desk.page += pool.page_size
+            scratch.page += pool.page_size
             done += 1
         if bz_now_ns() > until:
             break
@@ -575,10 +583,10 @@ cdef size_t _load_pages(
 # The Python interface.
 
 @cython.final
-cdef class _Desk:
+cdef class _Scratch:
     """Buffers and coders for one load at a time."""
 
-    cdef Desk state
+    cdef Scratch state
     cdef CoderState *by_number[MOST_NUMBERS + 1]
     cdef list numbers  # Coders by number, as the pool had them
     cdef list lent  # pairs of Coders and the coder taken from them
@@ -632,7 +640,7 @@ cdef class SharedPool:
     cdef object ask  # a callable that returns the codecs
     cdef list numbers  # Coders by number, or None if no codec has it
     cdef uint64_t known
-    cdef list desks
+    cdef list scratches
     cdef uint32_t users
     cdef readonly bint closed
 
@@ -653,7 +661,7 @@ cdef class SharedPool:
         state.xxh3 = find_xxh3()
         _map_first(&state.words, FIRST_SLOT * 8)
         self.ask = ask
-        self.desks = []
+        self.scratches = []
         self.numbers = [None] * (MOST_NUMBERS + 1)
         self.note_codecs(known, codecs)
 
@@ -683,17 +691,21 @@ cdef class SharedPool:
         self.known = known
         return 0
 
-    cdef _Desk take_desk(self):
-        cdef _Desk desk = <_Desk>self.desks.pop() if self.desks else _Desk(2 * self.state.page_size)
-        if desk.numbers is not self.numbers:
-            desk.renew(self.numbers, self.known)
-        return desk
+    cdef _Scratch take_scratch(self):
+        cdef _Scratch scratch
+        if self.scratches:
+            scratch = <_Scratch>self.scratches.pop()
+        else:
+            scratch = _Scratch(2 * self.state.page_size)
+        if scratch.numbers is not self.numbers:
+            scratch.renew(self.numbers, self.known)
+        return scratch
 
     def close(self) -> None:
         """Release the descriptors and mappings, as soon as no call uses them."""
         self.closed = True
         if not self.users:
-            self.desks = []
+            self.scratches = []
             self.release()
 
 
@@ -787,20 +799,20 @@ cdef class SharedTable:
     def get(self, index) -> tuple[int, int]:
         """Return the two words of an entry, or (0, 0) if nothing is stored."""
         cdef int64_t where = _as_index(index), outcome
-        cdef Desk desk
+        cdef Scratch scratch
         cdef Patience patience
-        memset(&desk, 0, sizeof(desk))
+        memset(&scratch, 0, sizeof(scratch))
         memset(&patience, 0, sizeof(patience))
         self.enter()
         try:
             while True:
                 with nogil:
-                    outcome = _look_up(&self.state, where, &desk)
+                    outcome = _look_up(&self.state, where, &scratch)
                 if outcome == DONE:
-                    return desk.entry.value, desk.entry.rest
+                    return scratch.entry.value, scratch.entry.rest
                 if outcome == MISSING:
                     return 0, 0
-                self.settle(outcome, where, &desk, &patience)
+                self.settle(outcome, where, &scratch, &patience)
                 PyErr_CheckSignals()
         finally:
             self.leave()
@@ -812,80 +824,80 @@ cdef class SharedTable:
         cdef size_t done = 0
         cdef int64_t outcome
         cdef Patience patience
-        cdef _Desk desk
+        cdef _Scratch scratch
         memset(&patience, 0, sizeof(patience))
         self.enter()
         try:
-            desk = pool.take_desk()
-            desk.state.page = pages
-            desk.state.may_spoil = may_spoil
+            scratch = pool.take_scratch()
+            scratch.state.page = pages
+            scratch.state.may_spoil = may_spoil
             try:
                 while True:
                     with nogil:
                         done = _load_pages(
-                            &pool.state, &self.state, indices, done, count, &desk.state, &outcome
+                            &pool.state, &self.state, indices, done, count, &scratch.state, &outcome
                         )
                     if outcome != DONE:
-                        outcome = self.help_on(outcome, indices[done], desk)
+                        outcome = self.help_on(outcome, indices[done], scratch)
                         if outcome == DONE:
-                            desk.state.page += pool.state.page_size
+                            scratch.state.page += pool.state.page_size
                             done += 1
-                        elif outcome != AGAIN:
-                            self.settle(outcome, indices[done], &desk.state, &patience)
+                        elif outcome != RETRY:
+                            self.settle(outcome, indices[done], &scratch.state, &patience)
                     if done == count:
                         return 0
                     PyErr_CheckSignals()
             finally:
-                pool.desks.append(desk)
+                pool.scratches.append(scratch)
         finally:
             self.leave()
 
-    cdef int64_t help_on(self, int64_t outcome, int64_t index, _Desk desk) except 0:
-        """Do the part that needs Python. Return DONE, AGAIN or the page's outcome."""
+    cdef int64_t help_on(self, int64_t outcome, int64_t index, _Scratch scratch) except 0:
+        """Do the part that needs Python. Return DONE, RETRY or the page's outcome."""
         cdef SharedPool pool = self.pool
-        cdef int number = _number(&desk.state.entry)
-        if outcome == NO_CODER and desk.prepare(number):
-            return AGAIN
+        cdef int number = _number(&scratch.state.entry)
+        if outcome == NO_CODER and scratch.prepare(number):
+            return RETRY
         if outcome == NO_CODER or outcome == NEW_CODECS:
-            if desk.state.codecs != pool.known:
+            if scratch.state.codecs != pool.known:
                 known, codecs = pool.ask()
                 pool.note_codecs(known, codecs)
-            elif desk.numbers is pool.numbers:
-                return UNFIT
-            desk.renew(pool.numbers, pool.known)
+            elif scratch.numbers is pool.numbers:
+                return MISMATCH
+            scratch.renew(pool.numbers, pool.known)
             # Ask once only: with a damaged header or entry, repeated asking would never end.
             if outcome == NO_CODER:
-                return UNFIT if pool.numbers[number] is None else AGAIN
-            return AGAIN if desk.state.codecs == pool.known else UNFIT
+                return MISMATCH if pool.numbers[number] is None else RETRY
+            return RETRY if scratch.state.codecs == pool.known else MISMATCH
         if outcome == ASK:
-            if number and desk.by_number[number] is NULL:
-                return self.help_on(NO_CODER, index, desk)
-            return self.restore(self.ask(index), desk)
+            if number and scratch.by_number[number] is NULL:
+                return self.help_on(NO_CODER, index, scratch)
+            return self.restore(self.ask(index), scratch)
         if outcome == ABORT:
-            raise_callback_error(desk.by_number[number])
+            raise_callback_error(scratch.by_number[number])
         return outcome
 
-    cdef int64_t restore(self, bytes stored, _Desk desk) except 0:
+    cdef int64_t restore(self, bytes stored, _Scratch scratch) except 0:
         """Decompress the bytes that the owner read from its file, or None if there were none."""
         cdef size_t length
         cdef int64_t outcome
         if stored is None:
-            return UNFIT
+            return MISMATCH
         length = PyBytes_GET_SIZE(stored)
         if not 0 < length <= 2 * self.pool.state.page_size:
-            return UNFIT
-        memcpy(desk.state.stored, PyBytes_AS_STRING(stored), length)
+            return MISMATCH
+        memcpy(scratch.state.stored, PyBytes_AS_STRING(stored), length)
         with nogil:
-            outcome = _restore(&self.pool.state, &desk.state, length)
+            outcome = _restore(&self.pool.state, &scratch.state, length)
         if outcome == ABORT:
-            raise_callback_error(desk.by_number[_number(&desk.state.entry)])
+            raise_callback_error(scratch.by_number[_number(&scratch.state.entry)])
         return outcome
 
     cdef int settle(
-        self, int64_t outcome, int64_t index, Desk *desk, Patience *patience
+        self, int64_t outcome, int64_t index, Scratch *scratch, Patience *patience
     ) except -1:
         """Raise the error of a page, or wait until another attempt is worthwhile."""
-        cdef SharedEntry *entry = &desk.entry
+        cdef SharedEntry *entry = &scratch.entry
         cdef int64_t now
         if outcome == MISSING:
             raise PageNotStored(index)
@@ -893,15 +905,15 @@ cdef class SharedTable:
             raise ClosedError("the store or this group of it is closed")
         if outcome == LONGER_TABLE or outcome == LONGER_WORDS:
             if _map(
-                &self.state.file if outcome == LONGER_TABLE else &self.pool.state.words, desk.end
+                &self.state.file if outcome == LONGER_TABLE else &self.pool.state.words, scratch.end
             ):
                 return 0
             if outcome == LONGER_TABLE:
-                entry.value = desk.end
+                entry.value = scratch.end
                 entry.rest = 0
         elif outcome < 0 and outcome != -EINTR:
             raise PageError(index, outcome)
-        elif outcome != UNFIT:
+        elif outcome != MISMATCH:
             return 0
         entry.rest &= LOWER  # ignore the epoch of the last use
         now = bz_now_ns()

@@ -16,7 +16,7 @@ that the file's end can be cut off.
 
           reserve            last object freed          emptied()               put_back
     FREE ─────────▶ IN_USE ───────────────────▶ EMPTIED ─────────▶ DISCARDING ──────────▶ FREE, or
-                                                   ▲                   │      SPOILT if poisoned
+                                                   ▲                   │      POISONED if poisoned
                                                    └───────────────────┘
                                                     Emptied is dropped
 
@@ -87,7 +87,7 @@ cdef enum:
     IN_USE = 1
     EMPTIED = 2  # has to be discarded
     DISCARDING = 3  # an Emptied owns it
-    SPOILT = 4  # was poisoned; never used again
+    POISONED = 4  # was poisoned; never used again
 
 cdef uint64_t MAX_OFFSET = <uint64_t>1 << (64 - LENGTH_BITS)
 
@@ -365,7 +365,7 @@ cdef class Emptied:
                     zone.state = EMPTIED
                     number, zone.next, zones.emptied = zone.next, zones.emptied, number
                 else:
-                    zone.state = SPOILT if zone.poisoned else FREE
+                    zone.state = POISONED if zone.poisoned else FREE
                     if not zone.poisoned:
                         zones.hint = min(zones.hint, number)
                     number = zone.next
@@ -728,7 +728,7 @@ cdef class Zones:
                 if zone.filled < seen[at].filled or zone.filled > <uint32_t>1 << state.zone_bits:
                     wrong.add("ends")
                 if (zone.state == IN_USE) != (zone.objects > 0) or (
-                    zone.state in (FREE, SPOILT) and (zone.state == SPOILT) != zone.poisoned
+                    zone.state in (FREE, POISONED) and (zone.state == POISONED) != zone.poisoned
                 ):
                     wrong.add("states")
                 if zone.filled and zone.state != IN_USE:

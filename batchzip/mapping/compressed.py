@@ -190,7 +190,6 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
             self._own.insert(0, store)
         self._store = store
         self._resources = store._resources  # noqa: SLF001 - as a group of the store
-        self._page_size = store.page_size
         self._batch = max(_MIN_BATCH, min(_BATCH, _BATCH_BYTES // store.page_size))
         try:
             self._group = self._new_group(name, None if on_full == "evict" else limit)
@@ -252,7 +251,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         if self._has_coders:
             coders = self._resources.coders_of(writer.number)
         else:  # for values that are stored uncompressed
-            coders = Coders(codec, self._page_size)
+            coders = Coders(codec, self._resources.page_size)
         self._records.use_codec(writer.number, coders)
 
     def _follow_engine(self) -> None:
@@ -624,8 +623,9 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
             raise TypeError(f"update takes at most one mapping or iterable, not {len(others)}")
         for other in others:
             if isinstance(other, CompressedMapping):
-                plain = other._keys.known(other._records.keys())  # noqa: SLF001 - one of these
-                self.set_many(other._values_of(plain, other._keys.back(plain)))  # noqa: SLF001
+                pairs = other._pairs()  # noqa: SLF001 - one of these
+                plain, keys = [where for where, _ in pairs], [key for _, key in pairs]
+                self.set_many(other._values_of(plain, keys))  # noqa: SLF001
             elif isinstance(other, Mapping):
                 self.set_many(other)
             elif hasattr(other, "keys"):
@@ -666,9 +666,11 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         """Return a view of the values. Iteration skips values that were removed in between."""
         return _Values(self)
 
+    def _pairs(self, step: int = 1) -> list[tuple[Any, Any]]:
+        return self._keys.pairs(self._records.keys()[::step])
+
     def _all_items(self, step: int = 1) -> Iterator[tuple[Any, Any]]:
-        plain = self._keys.known(self._records.keys()[::step])
-        for where, key in zip(plain, self._keys.back(plain), strict=True):
+        for where, key in self._pairs(step):
             value = self._read(where, key)
             if value is not MISSING:  # otherwise it was removed in between
                 yield key, value
@@ -728,7 +730,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         """Return a value as `get` does, without blocking the event loop.
 
         The loop itself restores a value of up to 64 KiB in the pool, which takes microseconds. A
-        thread restores larger values and those in the backing file.
+        thread restores larger values and those in the backing file. An absent key takes no thread.
         """
         await asyncio.sleep(0)  # lets other tasks run if this one only reads
         plain = self._find(key)
@@ -736,12 +738,13 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
             found = self._records.look_up(plain)
         except PageError as error:
             raise self._damage(key, error) from None
+        if found is MISSING:
+            return default
         if type(found) is bytes:
-            value = self._restored(key, found)
-        elif type(found) is Timed and type(found.found) is bytes:
-            value = self._finish(plain, key, found)
-        else:
-            value = await self._resources.threads.call(partial(self._finish, plain, key, found))
+            return self._restored(key, found)
+        if type(found) is Timed and type(found.found) is bytes:
+            return self._finish(plain, key, found)
+        value = await self._resources.threads.call(partial(self._finish, plain, key, found))
         return default if value is MISSING else value
 
     async def aset(self, key: Key, value: Any, *, ttl: float | None = None) -> None:

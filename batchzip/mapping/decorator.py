@@ -98,29 +98,49 @@ def _async(
     cache_key: Callable[..., Any],
     ttl: float | None,
 ) -> Callable[..., Any]:
-    waiting: dict[Any, asyncio.Future[Any]] = {}
+    asked: dict[Any, _Asked] = {}
 
     @functools.wraps(function)
     async def wrapper(*args: Any, **kwargs: Any) -> Any:
         where = cache_key(*args, **kwargs)
-        value = await mapping.aget(where, MISSING)
-        if value is not MISSING:
-            return value
         loop = asyncio.get_running_loop()
         turn = id(loop), where
-        while (first := waiting.get(turn)) is not None:
-            await asyncio.wait([first])
-            if not first.cancelled() and first.exception() is None:
-                return first.result()
-        mine = waiting[turn] = loop.create_future()
+        this = asked.setdefault(turn, _Asked())
+        this.callers += 1
         try:
-            value = await function(*args, **kwargs)
-            await mapping.aset(where, value, ttl=ttl)
-            mine.set_result(value)
+            answers = None
+            while answers != this.answers:  # one came after the look into the mapping: look again
+                answers = this.answers
+                value = await mapping.aget(where, MISSING)
+                if value is not MISSING:
+                    return value
+                while (first := this.first) is not None:
+                    await asyncio.wait([first])
+                    if not first.cancelled():
+                        return first.result()
+            mine = this.first = loop.create_future()
+            try:
+                value = await function(*args, **kwargs)
+                await mapping.aset(where, value, ttl=ttl)
+                mine.set_result(value)
+                this.answers += 1
+            finally:
+                this.first = None
+                mine.cancel()  # unless it is done: a waiting coroutine calls the function next
+            return value
         finally:
-            waiting.pop(turn, None)
-            if not mine.done():
-                mine.cancel()  # one of the waiting coroutines calls the function next
-        return value
+            this.callers -= 1
+            if not this.callers:
+                del asked[turn]
 
     return wrapper
+
+
+class _Asked:
+    """A key that coroutines of one event loop ask for."""
+
+    callers = 0
+    answers = 0
+    """Number of calls of the function that have succeeded."""
+    first: asyncio.Future[Any] | None = None
+    """The call under way, if there is one. The others wait for it."""

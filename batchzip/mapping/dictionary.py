@@ -67,9 +67,7 @@ class Trainer:
         self._samples: list[bytes] | None = []
         self._sampled = 0
         self._seen = 0
-        self._window = _WINDOW
-        self._first_ratio = 0.0
-        self._before = (0, 0)
+        self._begin_windows()
         self.coders: Coders | None = None
         self._held = held
         """Numbers of the codecs on which the mapping holds a reference."""
@@ -96,6 +94,11 @@ class Trainer:
         if self._seen >= self._window:
             self._seen = 0
             self._look()
+
+    def _begin_windows(self) -> None:
+        self._window = _WINDOW
+        self._first_ratio = 0.0
+        self._before = (0, 0)
 
     def _look(self) -> None:
         """Compare the last window's ratio with the first one's. Sample again if it is worse."""
@@ -139,7 +142,7 @@ class Trainer:
         self._resources.objects.set_coders(number, coders)
         self.coders = coders
         self.dictionary_bytes += len(dictionary)
-        self._first_ratio, self._before, self._window = 0.0, (0, 0), _WINDOW
+        self._begin_windows()
         self._records.use_codec(number, coders)
         return True
 

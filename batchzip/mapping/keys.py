@@ -33,6 +33,9 @@ Key: TypeAlias = str | bytes | int | tuple[Any, ...] | None
 
 _PLAIN = frozenset({str, bytes, int, bool, type(None), Opaque})
 
+_DROPPED = object()
+"""In the place of a key whose object was dropped."""
+
 _SWEEP_AFTER = 64
 """Number of objects, beyond twice those that the last sweep left, that starts the next sweep."""
 
@@ -130,24 +133,19 @@ class Keys:
 
     def back(self, plain: list[Any]) -> list[Any]:
         """Return the user's keys of plain keys. Leave out keys whose objects were dropped."""
-        return [self._key(key) if isinstance(key, Opaque) else key for key in self.known(plain)]
+        return [key for _, key in self.pairs(plain)]
 
-    def known(self, plain: list[Any]) -> list[Any]:
-        """Return the plain keys without those whose objects were dropped."""
-        if not self._objects and self._serializer is None:
-            return plain
-        return [key for key in plain if not self._is_gone(key)]
-
-    def _is_gone(self, plain: object) -> bool:
-        return (
-            isinstance(plain, Opaque) and plain.data is None and plain.number not in self._objects
-        )
+    def pairs(self, plain: list[Any]) -> list[tuple[Any, Any]]:
+        """Return plain keys with the user's keys. Leave out keys whose objects were dropped."""
+        keys = (self._key(each) if isinstance(each, Opaque) else each for each in plain)
+        pairs = zip(plain, keys, strict=True)
+        return [(each, key) for each, key in pairs if key is not _DROPPED]
 
     def _key(self, plain: Opaque) -> Any:
         if plain.data is not None:
             assert self._serializer is not None  # noqa: S101 - it made the bytes
             return self._serializer.loads(plain.data)
-        return self._objects.get(plain.number)
+        return self._objects.get(plain.number, _DROPPED)
 
     def shown(self, plain: object) -> str:
         """Return the repr of a plain key's user key, for a message."""

@@ -116,6 +116,8 @@ class Room:
 
         `code` is the negative errno of attempt number `tries`. `take` is as in `keep`.
         """
+        if code == -errno.EDQUOT:
+            self._group._storer._full.full = True  # noqa: SLF001 - as a folio that does not fit
         if code != -errno.ENOSPC or tries >= _MOST_TRIES:
             return False
         self._resources.full.full = True

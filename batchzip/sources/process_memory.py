@@ -205,6 +205,8 @@ class ProcessMemory(Closing):
                 f"there is no process {self.pid}: name the pid of a running one"
             )
         if error.errno in (errno.EACCES, errno.EPERM):
+            if _is_zombie(self.pid):  # nobody owns its memory, and so only root may open it
+                return _without_memory(self.pid)
             return UnreadableProcess(
                 f"process {self.pid} may not be read: run as the user it belongs to, or as root; "
                 "where /proc/sys/kernel/yama/ptrace_scope is above 0, only as root"
@@ -217,6 +219,15 @@ class ProcessMemory(Closing):
         if mem >= 0:
             os.close(mem)
         self._chunks.clear()
+
+
+def _is_zombie(pid: int) -> bool:
+    """Return whether a process has ended, and waits for its parent to ask."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return False
+    return stat.rpartition(b")")[2].split()[0] in (b"Z", b"X")
 
 
 def _without_memory(pid: int) -> UnreadableProcess:

@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     from batchzip.store.resources import Resources
 
 
-_QUICK_BYTES = 16 << 10
+_QUICK_BYTES = 16384
 """Largest page that is restored in the event loop, in bytes: that takes no longer than to wake a
 thread (10 to 50 µs)."""
 
@@ -213,7 +213,6 @@ class Group(Owned):
         If the call is cancelled, the folio is stored whole or not at all, and `pages` are no longer
         read.
         """
-        self._enter()
         await self._resources.threads.call(partial(self.store, index, pages))
 
     async def aload(self, index: SupportsIndex) -> bytes:
@@ -222,7 +221,6 @@ class Group(Owned):
         The loop itself restores a page of up to 16 KiB that is in memory. That takes microseconds,
         less than a hand-over to a thread. A thread restores all others.
         """
-        self._enter()
         if self._resources.page_size <= _QUICK_BYTES:
             await asyncio.sleep(0)  # a task that only loads pages must let other tasks run
             where = as_index(index)
@@ -237,7 +235,6 @@ class Group(Owned):
 
         Once this call ends, even by an error or cancellation, nothing more is written to `out`.
         """
-        self._enter()
         return await self._resources.threads.call(partial(self.load_many, as_indices(indices), out))
 
     def invalidate(self, index: SupportsIndex, count: SupportsIndex = 1) -> int:
@@ -302,7 +299,7 @@ class Group(Owned):
             # Enough pages by their mean length, and one more.
             kinds = ("compressed", "raw", "records", "slices")
             pooled = sum(figures[kind] for kind in kinds)
-            share = min(self._resources.max_batch, 1 + over * pooled // max(1, over + target))
+            share = min(self._resources.max_batch, 1 + over * pooled // figures["pool_bytes"])
             coldest = self._coldest(share)
             if not len(coldest):
                 break
@@ -354,9 +351,9 @@ class Group(Owned):
             return None
         try:
             causes = read(self._resources, gathered)
+        except Exception:
+            raise
         except BaseException as error:
-            if isinstance(error, Exception):
-                raise
             raise PageError(index, -errno.EIO) from error
         for cause in causes.values():
             raise PageError(index, -(cause.errno or errno.EIO)) from cause
@@ -380,7 +377,6 @@ class Group(Owned):
         `level` and `shuffle` are those of the new engine. Raise BadArgument if there are too few
         pages, or if they have too little in common.
         """
-        self._enter()
         size = as_integer(size, "size", MIN_SIZE, MAX_DICTIONARY)
         most = -(-SAMPLE_TIMES * size // self._resources.page_size)
         pages = sample(self._resources, self._entries, most)

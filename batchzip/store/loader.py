@@ -51,7 +51,7 @@ class Loader:
     ) -> bytes | memoryview:
         """Restore one gathered page to `out` or to new bytes. Raise the errors of `Group.load`."""
         room = bytearray(self._resources.page_size) if out is None else out
-        pages = np.frombuffer(room, np.uint8).reshape(1, -1)
+        pages = np.frombuffer(room, np.uint8)[np.newaxis]
         where = np.array([gathered.index(0)], np.int64)
         self._finish(gathered, where, pages, exclusive=exclusive)
         return bytes(room) if out is None else out
@@ -154,7 +154,6 @@ class StoredBatch(Batch):
     def __init__(self, gathered: Gathered, number: int, pages: Bytes) -> None:
         count = gathered.pending()[number]
         super().__init__(count, pages.shape[1])
-        self.capacity = self.page_size
         self.pages = pages
         self._gathered = gathered
         self._slens = np.empty(count, np.uint32)

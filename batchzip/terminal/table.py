@@ -87,6 +87,15 @@ class Table:
         """Add an empty line below the present rows."""
         self._sections.add(len(self._rows))
 
+    def as_markdown(self) -> str:
+        """Return the table as Markdown, with all columns and the title above it."""
+        ends = ["---" if left else "---:" for left in self._left]
+        rows = [self._headings, ends, *([cell.plain for cell in row] for row in self._rows)]
+        if any(self._footers):
+            rows.append(self._footers)
+        lines = [f"| {' | '.join(map(_as_cell, row))} |" for row in rows]
+        return "\n".join([*([f"{self._title}:", ""] if self._title else []), *lines])
+
     @property
     def row_count(self) -> int:
         """Return the number of rows."""
@@ -149,6 +158,10 @@ def _stripped(line: list[Segment]) -> list[Segment]:
     if text.strip():
         return [*line[:-1], Segment(text.rstrip(), style, control)]
     return _stripped(line[:-1]) if line else []
+
+
+def _as_cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", r"\|").replace("*", r"\*")
 
 
 def _parts(text: str, *, words: bool) -> Iterable[str]:

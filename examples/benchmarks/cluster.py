@@ -2,7 +2,8 @@
 
     python examples/benchmarks/cluster.py [--parts cases,latency,throughput] [--rounds 3]
                                           [--cases "recover race,…"] [--seconds 1]
-                                          [--workers 1,2,4] [--clients 1,2,4] [--json FILE]
+                                          [--workers 1,2,4] [--clients 1,2,4]
+                                          [--json FILE | --show FILE]
 
 cases       Situations that failed once, each on a cluster of its own. The table shows how many
             pages were acknowledged, how many exist, how many were lost with and without being
@@ -23,7 +24,6 @@ machine. Contenders take turns. A figure is the median of the rounds. A long run
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -43,16 +43,19 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from distributed import Client, LocalCluster
 
-from batchzip.bench.figure import Figure, Result
+from batchzip.bench.figure import Result
 from batchzip.bench.pages import add_source, source_of, work_pages
-from batchzip.bench.rounds import figure, in_turns
+from batchzip.bench.rounds import in_turns
+from batchzip.bench.script import Script, chosen, integers, progress
 from batchzip.dask import ShardedStore
 from batchzip.errors import BatchzipError, ClusterLost, PageNotStored, PagesLost
-from batchzip.terminal.console import make_console
 from batchzip.terminal.table import Table
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Iterator, Sequence
+
+    from batchzip.bench.figure import Figure, Labels
 
 PARTS = ("cases", "latency", "throughput")
 STRIPE = 512
@@ -459,28 +462,9 @@ CASES = {
     "--lifetime": lifetime,
 }
 
-BEFORE = {
-    "recover race": "acknowledged pages unknown, unnamed",
-    "store beside recover": "part of a folio gone after store returned",
-    "worker without batchzip": 'nanny gives up, futures lost, "no answer in 60 s"',
-    "worker with another version": "accepted silently",
-    "full worker that spills": "pauses, then dies with 51,200 pages",
-    "scale(1)": "shards dropped without a drain",
-    "adaptive": "shards dropped without a drain",
-    "retire_workers": "retired workers keep serving",
-    "--lifetime": "shards dropped without a drain",
-    "load": "1,140 µs",
-    "in": "1,150 µs",
-    "invalidate": "1,300 to 12,500 µs",
-    "load beside lz4": "p50 46 ms, p99 388 ms",
-    "load beside zstd 19": "up to 4,900 ms",
-}
-"""Results from before shards had leases, an epoch and handlers of their own."""
-
 
 def run_cases(result: Result, names: Sequence[str]) -> None:
     """Run cases and add their numbers."""
-    said: dict[str, list[str]] = result.settings.setdefault("said", {})
     for name in names:
         case = Case()
         begun = time.monotonic()
@@ -489,11 +473,10 @@ def run_cases(result: Result, names: Sequence[str]) -> None:
         except Exception as error:  # noqa: BLE001 - the other cases must run, too
             case.count("FAILED")
             case.say(f"{type(error).__name__}: {error}")
-        said[name] = case.said
-        labels: dict[str, str | int] = {"benchmark": "cluster", "part": "cases", "case": name}
+        labels: Labels = {"benchmark": "cluster", "part": "cases", "case": name}
         for what, number in case.numbers.items():
-            result.figures.append(figure(labels, "store", what, [number]))
-        print(f"{name}: {time.monotonic() - begun:.0f} s", flush=True)
+            result.add(labels, "store", what, [number], remark="; ".join(case.said))
+        progress(f"{name}: {time.monotonic() - begun:.0f} s")
 
 
 # Clients.
@@ -575,18 +558,14 @@ def measure_latency(result: Result, pages: Path, rounds: int, seconds: float) ->
 
     def add(found: dict[str, list[dict[str, Any]]], **labels: str | int) -> None:
         for way, answers in found.items():
-            where: dict[str, str | int] = {
-                "benchmark": "cluster",
-                "part": "latency",
-                "way": way,
-                **labels,
-            }
-            for place, quantity in enumerate(("p50, µs", "p99, µs", "most, µs")):
+            where: Labels = {"benchmark": "cluster", "part": "latency", "way": way, **labels}
+            for place, quantity in enumerate(("p50, µs", "p99, µs", "maximum, µs")):
                 values = [answer["quantiles"][place] * 1e6 for answer in answers]
                 if any(values):
-                    result.figures.append(figure(where, "store", quantity, values))
+                    result.add(where, "store", quantity, values)
             each = [a["seconds"] / a["pages"] * 1e6 for a in answers if a["pages"]]
-            result.figures.append(figure(where, "store", "µs/page", each))
+            if each:
+                result.add(where, "store", "µs/page", each)
 
     with clients_of(pages, 2, 1, algorithm="lz4") as (clients, _):
         found: dict[str, list[dict[str, Any]]] = {}
@@ -632,7 +611,7 @@ def measure_throughput(
                 if turn:
                     found.setdefault(job, []).append(answers)
         for job, (way, count) in jobs.items():
-            labels: dict[str, str | int] = {
+            labels: Labels = {
                 "benchmark": "cluster",
                 "part": "throughput",
                 "operation": BESIDE.get(way, way),
@@ -643,7 +622,7 @@ def measure_throughput(
 
 
 def _add_throughput(
-    result: Result, labels: dict[str, str | int], who: str, found: list[list[dict[str, Any]]]
+    result: Result, labels: Labels, who: str, found: list[list[dict[str, Any]]]
 ) -> None:
     values: dict[str, list[float]] = {"µs/page": [], "B/page sent": [], "B/page received": []}
     for answers in found:
@@ -653,23 +632,23 @@ def _add_throughput(
         values["µs/page"].append(1e6 / rate)
         values["B/page sent"].append(sum(answer["sent"] for answer in answers) / done)
         values["B/page received"].append(sum(answer["received"] for answer in answers) / done)
-    result.figures += [figure(labels, who, name, numbers) for name, numbers in values.items()]
+    for name, numbers in values.items():
+        result.add(labels, who, name, numbers)
 
 
 # Output.
 
 
-def show(result: Result) -> None:
-    """Print a table per part with figures."""
-    out = make_console()
+def tables(result: Result) -> Iterator[Table]:
+    """Yield a table per part with figures."""
     for part, table in (
-        ("cases", partial(_cases_table, result.settings.get("said", {}))),
+        ("cases", _cases_table),
         ("latency", _latency_table),
         ("throughput", _throughput_table),
     ):
         figures = result.of(part=part)
         if figures:
-            out.print(table(figures))
+            yield table(figures)
 
 
 def _table(title: str, *heads: str, numbers: int) -> Table:
@@ -680,14 +659,14 @@ def _table(title: str, *heads: str, numbers: int) -> Table:
     return table
 
 
-def _cases_table(said: dict[str, list[str]], figures: Sequence[Figure]) -> Table:
-    table = _table("hard cases", "case", "before", "pages and seconds", "what was said", numbers=0)
+def _cases_table(figures: Sequence[Figure]) -> Table:
+    table = _table("hard cases", "case", "pages and seconds", "message", numbers=0)
     for case in dict.fromkeys(str(each.labels["case"]) for each in figures):
         mine = [each for each in figures if each.labels["case"] == case]
         numbers = ", ".join(
             f"{each.quantity} {each.median:,.4g}".replace(".0 ", " ") for each in mine
         )
-        table.add_row(case, BEFORE.get(case, ""), numbers, "; ".join(said[case])[:400])
+        table.add_row(case, numbers, mine[0].remark[:400])
     return table
 
 
@@ -696,11 +675,10 @@ def _latency_table(figures: Sequence[Figure]) -> Table:
         "single calls, 2 workers, µs",
         "call",
         "beside",
-        "before",
         "p50",
         "p99",
-        "most",
-        "a page",
+        "maximum",
+        "per page",
         numbers=4,
     )
     cases: dict[tuple[str, str], dict[str, float]] = {}
@@ -709,16 +687,15 @@ def _latency_table(figures: Sequence[Figure]) -> Table:
         cases.setdefault(key, {})[each.quantity] = each.median
     order = [*ONES, *MANY]
     for (way, beside), of in sorted(cases.items(), key=lambda case: order.index(case[0][0])):
-        quantities = ("p50, µs", "p99, µs", "most, µs", "µs/page")
+        quantities = ("p50, µs", "p99, µs", "maximum, µs", "µs/page")
         cells = [f"{of[quantity]:,.0f}" if quantity in of else "" for quantity in quantities]
-        before = BEFORE.get(way if beside == "nothing" else f"{way} beside {beside}", "")
-        table.add_row(way, beside, before, *cells)
+        table.add_row(way, beside, *cells)
     return table
 
 
 def _throughput_table(figures: Sequence[Figure]) -> Table:
     table = _table(
-        "µs a page of all clients together; bytes a page that a client sends and receives",
+        "µs per page of all clients together; bytes per page that a client sends and receives",
         *("call", "workers", "clients", "who", "µs/page", "MB/s", "sent", "received"),
         numbers=4,
     )
@@ -756,53 +733,40 @@ def goals(result: Result) -> Iterator[str]:
             yield f"p99 of a load beside {beside}: {took:.2f} ms, {goal}: {verdict}"
 
 
-def main() -> None:
-    """Run from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
     add_source(parser)
-    parser.add_argument("--parts", default=",".join(PARTS), help="with commas (%(default)s)")
-    parser.add_argument("--cases", default=",".join(CASES), help="with commas (%(default)s)")
+    parser.add_argument("--parts", type=chosen(PARTS), default=PARTS, help="with commas")
+    parser.add_argument("--cases", type=chosen(CASES), default=list(CASES), help="with commas")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=1.0, help="of a contender's turn")
-    parser.add_argument("--workers", default="1,2,4")
-    parser.add_argument("--clients", default="1,2,4")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    parts, cases = options.parts.split(","), options.cases.split(",")
-    if not (set(parts) <= set(PARTS) and set(cases) <= set(CASES)):
-        parser.error(f"parts are {', '.join(PARTS)}; cases are {', '.join(CASES)}")
+    parser.add_argument("--workers", type=integers, default=[1, 2, 4])
+    parser.add_argument("--clients", type=integers, default=[1, 2, 4])
+
+
+def measure(options: argparse.Namespace) -> Result:
+    """Measure with the given options."""
     source = source_of(options)
     settings = {"source": source.name, "rounds": options.rounds, "seconds": options.seconds}
-    result = Result({**settings, "load": round(os.getloadavg()[0], 1)}, {"cluster": "store"})
-    machine = result.machine
-    print(
-        f"{machine['platform']}, {machine['processor']}, {machine['cpus']} CPUs, {settings}",
-        flush=True,
-    )
+    result = Result(settings, {"cluster": "store"})
+    rounds, seconds = options.rounds, options.seconds
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pages.npy"
         np.save(path, work_pages(source, 8192))
-        measure: dict[str, Callable[[], None]] = {
-            "cases": partial(run_cases, result, cases),
-            "latency": partial(measure_latency, result, path, options.rounds, options.seconds),
+        parts: dict[str, Callable[[], None]] = {
+            "cases": partial(run_cases, result, options.cases),
+            "latency": partial(measure_latency, result, path, rounds, seconds),
             "throughput": partial(
-                measure_throughput,
-                result,
-                path,
-                [int(number) for number in options.workers.split(",")],
-                [int(number) for number in options.clients.split(",")],
-                options.rounds,
-                options.seconds,
+                measure_throughput, result, path, options.workers, options.clients, rounds, seconds
             ),
         }
-        for part in parts:
-            measure[part]()
-    show(result)
-    for line in (*goals(result), *(f"missing: {note}" for note in result.notes)):
-        print(line)
-    if options.json:
-        result.save(options.json)
+        for part in options.parts:
+            progress(part)
+            parts[part]()
+    return result
 
+
+SCRIPT = Script(__doc__, add_options, measure, tables, goals)
 
 if __name__ == "__main__":
-    main()
+    SCRIPT.main()

@@ -2,7 +2,7 @@
 
     python examples/benchmarks/compress.py [--rounds 15] [--pages 8192]
                                            [--batches 1,8,64,256,1024] [--algorithms lz4,zstd:1]
-                                           [--lanes N] [--json FILE]
+                                           [--lanes N] [--json FILE | --show FILE]
                                            [--pid N | --file PATH | --workload KIND]
 
 The pages are those of a real process (Python objects, parsed source, JSON text, NumPy arrays) or
@@ -15,17 +15,18 @@ limit            such loops in as many processes as there are lanes, all at once
 sequential, threads, workers
                  the engine with that backend. A lane is the caller or one of its workers. One
                  descriptor is refilled for each batch, and pages are restored to the same memory.
-arena            workers, with pages, sources and destinations in the engine's arena
-threads anew     threads (or workers, if there is no such backend) with a new descriptor for each
+workers, arena   workers, with pages, sources and destinations in the engine's arena
+…, new descriptors
+                 threads (or workers, if there is no such backend) with a new descriptor for each
                  batch, which allocates its pages on decompress (`pages=None`)
 thread pool, zstandard multi, blosc2
                  peers with as many threads as there are lanes: see batchzip/bench/peers.py
 
-`÷ bare`, `÷ limit` and `÷ best` are the speeds relative to these. `best` is batchzip's fastest. A
-ratio is the median of the ratios of the rounds. ± is half the distance between the quartiles. A
-goal is `met` if the median reaches it, and `spread` if only the better quartile does. The goals of
-engines are for compressing with two lanes. From batches of two pages on, no peer may be faster than
-batchzip's best.
+The second table has the speeds of engines relative to `bare` and to the limit, the third those of
+peers relative to batchzip's fastest. A ratio is the median of the ratios of the rounds. ± is half
+the distance between the quartiles. A goal is `met` if the median reaches it, and `spread` if only
+the better quartile does. The goals of engines are for compressing with two lanes. From batches of
+two pages on, no peer may be faster than batchzip's best.
 
 The last tables show the extra time of a batch of two pages if lanes are awake and if they sleep
 (see batchzip/bench/lanes.py), and the CPU time of idle engines.
@@ -33,40 +34,40 @@ The last tables show the extra time of a batch of two pages if lanes are awake a
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
-import os
-import statistics
-import sys
 from collections import Counter
-from dataclasses import asdict
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from goals import Cell, Outcome
 
 import batchzip
 from batchzip.bench.algorithm import DEFAULT, parse_algorithms
-from batchzip.bench.compressors import Anew, Bare, InArena, Load, OfEngine, ThreadPoolLoop
-from batchzip.bench.figure import default_lanes, describe_machine
-from batchzip.bench.lanes import HandOver, hand_over, idle
+from batchzip.bench.compress import BASELINE, QUANTITY
+from batchzip.bench.compressors import Bare, InArena, Load, NewDescriptors, OfEngine, ThreadPoolLoop
+from batchzip.bench.figure import Result, default_lanes
+from batchzip.bench.lanes import hand_over, idle
 from batchzip.bench.limit import Limit
 from batchzip.bench.pages import add_source, source_of, work_pages
 from batchzip.bench.peers import CHUNK_PAGES, Blosc2, MultiZstd, available
-from batchzip.bench.rounds import seconds, spread, timed
-from batchzip.bench.table import spread_percent
-from batchzip.terminal.console import make_console
+from batchzip.bench.rounds import seconds, timed
+from batchzip.bench.script import Script, integers, progress
+from batchzip.bench.table import LIMIT, compress_tables
+from batchzip.errors import BadArgument
 from batchzip.terminal.table import Table
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Iterator
 
     from batchzip.bench.compressors import Compressor
+    from batchzip.bench.figure import Labels
     from batchzip.bench.pages import Pages
 
 OPERATIONS = ("compress", "decompress")
+
+BATCH_OF_2, BY_LANES = "µs per batch of 2 pages", "share of pages that lanes did"
+IDLE = "CPU ms per second"
 
 
 def contenders(load: Load, note: Callable[[str], object]) -> Iterator[Compressor]:
@@ -77,7 +78,7 @@ def contenders(load: Load, note: Callable[[str], object]) -> Iterator[Compressor
         partial(OfEngine, load, "sequential"),
         *(partial(OfEngine, load, name) for name in backends),
         partial(InArena, load),
-        *(partial(Anew, load, name) for name in backends[:1]),
+        *(partial(NewDescriptors, load, name) for name in backends[:1]),
         partial(ThreadPoolLoop, load),
         *([partial(MultiZstd, load)] if load.algorithm.name == "zstd" else []),
         partial(Blosc2, load, CHUNK_PAGES),
@@ -101,7 +102,7 @@ class Bench:
         """The contenders of batchzip."""
         return [one for one in self.everybody if isinstance(one, OfEngine)]
 
-    def cell(self, operation: str, size: int, rounds: int) -> Cell:
+    def batches(self, result: Result, operation: str, size: int, rounds: int) -> None:
         """Measure all contenders at one batch size."""
         count = len(self.load.pages)
         work = {
@@ -111,97 +112,160 @@ class Bench:
             for one in self.everybody
         }
         limit = partial(self.limit.seconds, operation, count)
-        work = {"bare": work.pop("bare"), "limit": limit, **work}
-        us = {
-            name: [value / count * 1e6 for value in values]
-            for name, values in seconds(work, rounds).items()
-        }
-        own = [one.name for one in self.own]
-        return Cell(self.load.algorithm.label, operation, size, own, us)
+        work = {BASELINE: work.pop(BASELINE), LIMIT: limit, **work}
+        ratios = {one.name: one.ratio for one in self.everybody}
+        labels: Labels = {"benchmark": "compress", "algorithm": self.load.algorithm.label}
+        labels |= {"operation": operation, "batch": size}
+        for name, spent in seconds(work, rounds).items():
+            values = [value / count * 1e6 for value in spent]
+            result.add(labels, name, QUANTITY, values, ratios.get(name, self.load.ratio))
 
-    def engines(self) -> dict[str, batchzip.Engine]:
-        """Return one engine per backend."""
-        return {one.name: one.engine for one in self.own if type(one) is OfEngine}
+    def hand_over(self, result: Result, pages: Pages, rounds: int) -> None:
+        """Measure batches of two pages with one engine per backend."""
+        engines = {one.name: one.engine for one in self.own if type(one) is OfEngine}
+        for name, one in hand_over(engines, pages, rounds).items():
+            for state, spent in one.seconds.items():
+                labels: Labels = {"benchmark": "hand over", "algorithm": self.load.algorithm.label}
+                labels["lanes"] = state
+                result.add(labels, name, BATCH_OF_2, [value * 1e6 for value in spent])
+                result.add(labels, name, BY_LANES, [one.share(state)])
+
+    def idle(self, result: Result, duration_s: float) -> None:
+        """Measure the CPU time of all engines without work."""
+        labels: Labels = {"benchmark": "idle", "engines": len(self.own)}
+        for who, spent in idle([one.engine for one in self.own], duration_s).items():
+            result.add(labels, who, IDLE, [spent / duration_s * 1e3])
 
     def close(self) -> None:
         """Close all contenders."""
         self._stack.close()
 
 
-class Report:
-    """The results, which are written as JSON at the end."""
-
-    def __init__(self, options: argparse.Namespace, pages: Pages) -> None:
-        self.settings: dict[str, Any] = {
-            "source": source_of(options).name,
-            "pages": len(pages),
-            "rounds": options.rounds,
-            "lanes": options.lanes,
-            "load": round(os.getloadavg()[0], 2),
-            "arguments": sys.argv[1:],
-        }
-        self.machine = describe_machine()
-        self.cells: list[Cell] = []
-        self.hand_over: dict[str, dict[str, HandOver]] = {}
-        self.idle: dict[str, float] = {}
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        """Add a remark unless it is there already."""
-        if text not in self.notes:
-            self.notes.append(text)
-
-    def save(self, path: Path) -> None:
-        """Write all results, with the values of each round."""
-        document = {
-            "machine": self.machine,
-            "settings": self.settings,
-            "notes": self.notes,
-            "cells": [asdict(cell) for cell in self.cells],
-            "hand_over": {
-                algorithm: {name: asdict(one) for name, one in by_name.items()}
-                for algorithm, by_name in self.hand_over.items()
-            },
-            "idle": self.idle,
-        }
-        path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-
-
-def cells_table(cells: list[Cell]) -> Table:
-    """Return the table of one algorithm and operation, with a section per batch size."""
-    table = Table(
-        f"{cells[0].algorithm}, {cells[0].operation}: µs per page of 4 KiB",
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    add_source(parser)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--pages", type=int, default=8192)
+    parser.add_argument(
+        "--batches", type=integers, default=[1, 8, 64, 256, 1024], help="pages, with commas"
     )
-    for heading in ("batch", "", "µs", "±%", "÷ bare", "÷ limit", "÷ best"):
-        table.add_column(heading, left=not heading)
-    for heading in ("goal", "", ""):
-        table.add_column(heading, left=True)
-    for cell in cells:
-        for number, (name, us) in enumerate(cell.us.items()):
-            found, verdict = spread(us), cell.verdict(name)
-            ratios = [f"{cell.speed(name, base).median:.2f}" for base in ("bare", "limit")]
-            judged = ("", "", "")
-            if verdict is not None:
-                ratio = f"{verdict.ratio.median:.3f} ±{spread_percent(verdict.ratio):.0f}%"
-                judged = (verdict.goal, ratio, verdict.outcome)
-            table.add_row(
-                "" if number else str(cell.batch),
-                f"{name} *" if name == cell.best else name,
-                f"{found.median:.2f}",
-                f"{spread_percent(found):.0f}",
-                *ratios,
-                f"{cell.speed(name, cell.best).median:.2f}",
-                *judged,
-            )
-        table.add_section()
+    parser.add_argument("--algorithms", default=DEFAULT, help="with commas (%(default)s)")
+    parser.add_argument(
+        "--lanes", type=int, default=default_lanes(), help="the caller included (%(default)s)"
+    )
+
+
+def measure(options: argparse.Namespace) -> Result:
+    """Measure all algorithms."""
+    if options.lanes < 2:
+        raise BadArgument("--lanes is 2 or more: the caller and at least one other")
+    pages = work_pages(source_of(options), options.pages)
+    settings = {"source": source_of(options).name, "pages": len(pages)}
+    result = Result(
+        {**settings, "rounds": options.rounds, "lanes": options.lanes}, {"compress": BASELINE}
+    )
+    if max(options.batches) > len(pages):
+        result.note(f"batches of more than {len(pages)} pages: there are no more pages")
+    for algorithm in parse_algorithms(options.algorithms):
+        load = Load(algorithm, pages, options.lanes)
+        with contextlib.closing(Bench(load, result.note)) as bench:
+            for operation in OPERATIONS:
+                for size in options.batches:
+                    if size <= len(pages):
+                        progress(f"{algorithm.label}, {operation}, batches of {size}")
+                        bench.batches(result, operation, size, options.rounds)
+            bench.hand_over(result, pages, options.rounds)
+            if not result.of(benchmark="idle"):
+                bench.idle(result, 1.0 if options.rounds == 1 else 5.0)
+    return result
+
+
+# Output.
+
+
+def cells_of(result: Result) -> list[Cell]:
+    """Return the contenders of each algorithm, operation and batch size."""
+    found: dict[tuple[str, str, int], Cell] = {}
+    for one in result.of(benchmark="compress"):
+        labels = one.labels
+        key = str(labels["algorithm"]), str(labels["operation"]), int(labels["batch"])
+        cell = found.setdefault(key, Cell(*key, [], {}))
+        cell.us[one.contender] = list(one.values)
+        if one.contender.startswith(("sequential", "threads", "workers")):
+            cell.own.append(one.contender)
+    return list(found.values())
+
+
+def tables(result: Result) -> Iterator[Table]:
+    """Yield the tables of times, of speeds, of peers, of batches of two pages, and of idling."""
+    yield from compress_tables(result)
+    cells = cells_of(result)
+    yield speeds_table(cells)
+    yield peers_table(cells)
+    if result.of(benchmark="hand over"):
+        yield hand_over_table(result)
+    if result.of(benchmark="idle"):
+        table = Table("engines without work: CPU ms per second")
+        for heading in ("", "owner", "workers"):
+            table.add_column(heading)
+        spent = {one.contender: f"{one.median:.3f}" for one in result.of(benchmark="idle")}
+        (engines,) = result.names("engines")
+        table.add_row(f"{engines} engines", spent["owner"], spent["workers"])
+        yield table
+
+
+def _by_batch(title: str, rows: dict[str, dict[int, str]], batches: list[int]) -> Table:
+    table = Table(title)
+    table.add_column("pages per batch")
+    for batch in batches:
+        table.add_column(str(batch))
+    for name, of in rows.items():
+        table.add_row(name, *(of.get(batch, "") for batch in batches))
     return table
 
 
-def summary(cells: list[Cell]) -> Iterator[str]:
+def speeds_table(cells: list[Cell]) -> Table:
+    """Return the table of speeds relative to `bare` and to the limit, with goals."""
+    rows: dict[str, dict[int, str]] = {}
+    for cell in cells:
+        for name in cell.own:
+            verdict = cell.verdict(name)
+            for base in (BASELINE, LIMIT):
+                ratio = cell.speed(name, base)
+                text = f"{ratio.median:.2f} ±{ratio.percent:.0f}"
+                if verdict is not None and verdict.base == base:
+                    text = str(verdict)
+                row = f"{cell.algorithm} {cell.operation}: {name} ÷ {base}"
+                if (base == BASELINE) == (name == "sequential"):
+                    rows.setdefault(row, {})[cell.batch] = text
+            if verdict is not None and verdict.base not in {BASELINE, LIMIT}:
+                row = f"{cell.algorithm} {cell.operation}: {name} ÷ best peer"
+                rows.setdefault(row, {})[cell.batch] = str(verdict)
+    return _by_batch("speeds of engines, with their goals", rows, _batches(cells))
+
+
+def peers_table(cells: list[Cell]) -> Table:
+    """Return the table of peers' speeds relative to batchzip's best."""
+    rows: dict[str, dict[int, str]] = {}
+    for cell in cells:
+        for name in cell.peers:
+            ratio = cell.speed(name, cell.best)
+            row = f"{cell.algorithm} {cell.operation}: {name}"
+            ahead = " ahead" if ratio.low > 1 else ""
+            rows.setdefault(row, {})[cell.batch] = f"{ratio.median:.2f} ±{ratio.percent:.0f}{ahead}"
+    title = "speeds of peers ÷ that of batchzip's fastest engine"
+    return _by_batch(title, rows, _batches(cells))
+
+
+def _batches(cells: list[Cell]) -> list[int]:
+    return list(dict.fromkeys(cell.batch for cell in cells))
+
+
+def summary(result: Result) -> Iterator[str]:
     """Yield lines that count the outcomes and name the missed goals and the peers ahead."""
     verdicts = [
         (cell, name, verdict)
-        for cell in cells
+        for cell in cells_of(result)
         for name in cell.us
         if (verdict := cell.verdict(name)) is not None
     ]
@@ -212,97 +276,34 @@ def summary(cells: list[Cell]) -> Iterator[str]:
     )
     for cell, name, verdict in verdicts:
         if verdict.outcome is Outcome.MISSED:
-            what = f"{cell.algorithm} {cell.operation} {cell.batch}"
-            if name in cell.peers:
-                yield f"ahead: {what}: {name} {verdict.ratio.median:.2f} × {cell.best}"
-            else:
-                yield f"missed: {what}: {name} {verdict.goal}: {verdict.ratio.median:.3f}"
+            what = f"{cell.algorithm}, {cell.operation}, batch {cell.batch}"
+            verb = "ahead of batchzip" if name in cell.peers else "missed"
+            yield f"{verb}, {what}: {name} ÷ {verdict.base} {verdict.ratio.median:.2f}"
 
 
-def hand_over_table(found: dict[str, dict[str, HandOver]]) -> Table:
+def hand_over_table(result: Result) -> Table:
     """Return the table of batches of two pages."""
-    table = Table(
-        "a batch of two pages: µs until the caller has it, and more than sequential",
-    )
-    for heading in ("", "", "awake", "more", "by lanes", "asleep", "more", "by lanes"):
-        table.add_column(heading, left=not heading)
-    for algorithm, by_name in found.items():
-        for name, one in by_name.items():
+    table = Table("a batch of two pages: µs until the caller has it, and more than sequential")
+    headings = ("", "", "awake", "more", "by lanes", "asleep", "more", "by lanes")
+    for place, heading in enumerate(headings):
+        table.add_column(heading, left=place < 2)
+    for algorithm in result.names("algorithm", benchmark="hand over"):
+        of = {
+            (one.contender, one.labels["lanes"], one.quantity): one.median
+            for one in result.of(benchmark="hand over", algorithm=algorithm)
+        }
+        for name in dict.fromkeys(name for name, *_ in of):
             cells = []
-            for state, values in one.seconds.items():
-                base = statistics.median(by_name["sequential"].seconds[state])
-                value = statistics.median(values)
-                more = f"{(value - base) * 1e6:+.2f}" if name != "sequential" else ""
-                cells += [f"{value * 1e6:.2f}", more, f"{one.share(state):.0%}"]
-            table.add_row(algorithm, name, *cells)
+            for state in ("awake", "asleep"):
+                us = of[name, state, BATCH_OF_2]
+                more = us - of["sequential", state, BATCH_OF_2]
+                cells += [f"{us:.2f}", f"{more:+.2f}" if name != "sequential" else ""]
+                cells.append(f"{of[name, state, BY_LANES]:.0%}")
+            table.add_row(str(algorithm), name, *cells)
     return table
 
 
-def measure(options: argparse.Namespace, pages: Pages, report: Report) -> None:
-    """Measure all algorithms and print each table as soon as it is complete."""
-    out = make_console()
-    sizes = [int(size) for size in options.batches.split(",")]
-    if max(sizes) > len(pages):
-        report.note(f"batches of more than {len(pages)} pages: there are no more pages")
-    for algorithm in parse_algorithms(options.algorithms):
-        load = Load(algorithm, pages, options.lanes)
-        with contextlib.closing(Bench(load, report.note)) as bench:
-            for operation in OPERATIONS:
-                cells = [
-                    bench.cell(operation, size, options.rounds)
-                    for size in sizes
-                    if size <= len(pages)
-                ]
-                out.print(cells_table(cells))
-                report.cells += cells
-            report.hand_over[algorithm.label] = hand_over(bench.engines(), pages, options.rounds)
-            if not report.idle:
-                duration_s = 1.0 if options.rounds == 1 else 5.0
-                report.idle = {
-                    "engines": len(bench.own),
-                    "seconds": duration_s,
-                    **idle([one.engine for one in bench.own], duration_s),
-                }
-    out.print(hand_over_table(report.hand_over))
-
-
-def main() -> None:
-    """Run from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    add_source(parser)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--pages", type=int, default=8192)
-    parser.add_argument(
-        "--batches", default="1,8,64,256,1024", help="pages of a batch, with commas"
-    )
-    parser.add_argument("--algorithms", default=DEFAULT, help="with commas (%(default)s)")
-    parser.add_argument(
-        "--lanes", type=int, default=default_lanes(), help="the caller included (%(default)s)"
-    )
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    if options.lanes < 2:
-        parser.error("--lanes: the caller and at least one more")
-    pages = work_pages(source_of(options), options.pages)
-    report = Report(options, pages)
-    machine = report.machine
-    print(f"{machine['platform']}, {machine['processor']}, {machine['cpus']} CPUs")
-    print(", ".join(f"{name} {version}" for name, version in machine["versions"].items()))
-    print(", ".join(f"{name} {value}" for name, value in report.settings.items()), flush=True)
-    measure(options, pages, report)
-    spent = report.idle
-    print(
-        f"{spent['engines']:.0f} idle engines, {spent['seconds']:.0f} s: "
-        f"{spent['owner'] * 1e3:.2f} ms of CPU in the owner, "
-        f"{spent['workers'] * 1e3:.2f} in workers"
-    )
-    for line in summary(report.cells):
-        print(line)
-    for text in report.notes:
-        print(f"missing: {text}")
-    if options.json:
-        report.save(options.json)
-
+SCRIPT = Script(__doc__, add_options, measure, tables, summary)
 
 if __name__ == "__main__":
-    main()
+    SCRIPT.main()

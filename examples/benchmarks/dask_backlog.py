@@ -1,21 +1,20 @@
 """Measure small batches on a Dask cluster: their cost, and the memory that a backlog takes.
 
     python examples/benchmarks/dask_backlog.py [--batches 10000] [--pages 16] [--workers 2]
-                                               [--rounds 5]
+                                               [--rounds 5] [--json FILE | --show FILE]
 
 The first part compares bare Dask tasks with batches of `DaskBackend(local="never")` of the same
 size, in interleaved rounds. 1, 16 or 256 of them are in flight at once. The second part submits
---batches batches at once. Each second it prints the number of finished batches and the memory (RSS)
-of the client and the scheduler.
+--batches batches at once. Each second the number of batches left and the memory (RSS) of the client
+and the scheduler are recorded.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import ctypes
+import itertools
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,17 +23,22 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import distributed
 from distributed import Client
 
 import batchzip
+from batchzip.bench.figure import Result
 from batchzip.bench.pages import PAGE, Source, work_pages
-from batchzip.terminal.console import make_console
+from batchzip.bench.script import Script, progress
+from batchzip.bench.table import with_spread
 from batchzip.terminal.table import Table
 from batchzip_dask import DaskBackend
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Iterator
 
+    from batchzip.bench.figure import Labels
     from batchzip.bench.pages import Pages
     from batchzip.request import Request
 
@@ -75,8 +79,8 @@ def _ms(begin: Callable[[], Callable[[], object]], count: int) -> float:
     return (time.perf_counter() - began) * 1e3 / count
 
 
-def compare(client: Client, pages: Pages, rounds: int) -> None:
-    """Print the costs of bare tasks and of batches."""
+def compare(result: Result, client: Client, pages: Pages, rounds: int) -> None:
+    """Measure bare tasks and batches."""
 
     def task() -> Callable[[], object]:
         return client.submit(len, pages.tobytes(), pure=False).result
@@ -84,23 +88,21 @@ def compare(client: Client, pages: Pages, rounds: int) -> None:
     def batch() -> Callable[[], object]:
         return engine.submit(batchzip.CompressBatch(pages)).wait
 
-    table = Table(f"ms each, batches of {len(pages)} pages, lz4, medians of {rounds} rounds")
-    for name in ("", "bare task", "batch"):
-        table.add_column(name, left=not name)
     with batchzip.Engine("lz4", backend=DaskBackend(client, local="never")) as engine:
         _ms(task, 16)
         _ms(batch, 16)
         for count in (1, 16, 256):
             taken = [(_ms(task, count), _ms(batch, count)) for _ in range(rounds)]
-            medians = (statistics.median(column) for column in zip(*taken, strict=True))
-            table.add_row(f"{count} in flight", *(f"{median:.2f}" for median in medians))
-    make_console().print(table)
+            labels: Labels = {"benchmark": "backlog", "in flight": count}
+            for name, values in zip((TASK, BATCH), zip(*taken, strict=True), strict=True):
+                result.add(labels, name, MS, values)
 
 
-def flood(client: Client, pages: Pages, batches: int) -> None:
-    """Submit `batches` batches at once, and print their progress."""
+def flood(result: Result, client: Client, pages: Pages, batches: int) -> None:
+    """Submit `batches` batches at once, and record their progress."""
     scheduler = client.run_on_scheduler(os.getpid)
     done = failed = 0
+    submitted_s = 0.0
     over = threading.Event()
 
     def count(request: Request[batchzip.CompressBatch]) -> None:
@@ -111,44 +113,88 @@ def flood(client: Client, pages: Pages, batches: int) -> None:
             over.set()
 
     def submit() -> None:
+        nonlocal submitted_s
         for _ in range(batches):
             engine.submit(batchzip.CompressBatch(pages)).add_done_callback(count)
-        make_console().print(f"all are submitted after {time.monotonic() - began:.1f} s")
+        submitted_s = time.monotonic() - began
 
-    table = Table(f"{batches:,} batches of {len(pages)} pages, zstd 1, submitted at once")
-    for name in ("s", "done", "client, MiB", "scheduler, MiB"):
-        table.add_column(name)
     with batchzip.Engine("zstd", level=1, backend=DaskBackend(client, local="never")) as engine:
         engine.compress(batchzip.CompressBatch(pages))
         began = time.monotonic()
         submitting = threading.Thread(target=submit)
         submitting.start()
-        while True:
+        for second in itertools.count(1):
             ended = over.wait(1)
-            memory = (f"{_rss_mib(pid):.0f}" for pid in (os.getpid(), scheduler))
-            table.add_row(f"{time.monotonic() - began:.1f}", f"{done:,}", *memory)
+            labels: Labels = {"benchmark": "backlog", "second": second}
+            result.add(labels, CLIENT, MIB, [_rss_mib(os.getpid())])
+            result.add(labels, SCHEDULER, MIB, [_rss_mib(scheduler)])
+            result.add(labels, BATCH, LEFT, [batches - done])
             if ended:
                 break
         submitting.join()
-    make_console().print(table)
-    make_console().print(f"{failed} batches failed")
+        labels = {"benchmark": "backlog"}
+        result.add(labels, BATCH, "all submitted, s", [submitted_s])
+        result.add(labels, BATCH, "all done, s", [time.monotonic() - began])
+        result.add(labels, BATCH, "failed", [failed])
 
 
-def main() -> None:
-    """Run from the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+TASK, BATCH, CLIENT, SCHEDULER = "bare task", "batch", "client", "scheduler"
+MS, MIB, LEFT = "ms each", "MiB", "batches left"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
     parser.add_argument("--batches", type=int, default=10_000)
     parser.add_argument("--pages", type=int, default=16)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
+
+
+def measure(options: argparse.Namespace) -> Result:
+    """Measure with the given options."""
     ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 32 << 10)
     pages = work_pages(Source(), options.pages)
     assert pages.shape == (options.pages, PAGE)
+    settings = {name: getattr(options, name) for name in ("batches", "pages", "workers", "rounds")}
+    result = Result(settings, {"backlog": TASK})
+    result.machine["versions"]["distributed"] = distributed.__version__
     with _cluster(options.workers) as client:
-        compare(client, pages, options.rounds)
-        flood(client, pages, options.batches)
+        progress("bare tasks and batches")
+        compare(result, client, pages, options.rounds)
+        progress(f"{options.batches} batches at once")
+        flood(result, client, pages, options.batches)
+    return result
 
+
+def tables(result: Result) -> Iterator[Table]:
+    """Yield the cost of batches, and the memory of the backlog over the time."""
+    pages = result.settings["pages"]
+    table = Table(f"ms each, batches of {pages} pages, lz4")
+    for name in ("in flight", TASK, BATCH):
+        table.add_column(name)
+    for count in result.names("in flight"):
+        of = {one.contender: one for one in result.of(**{"in flight": count})}
+        table.add_row(str(count), *(with_spread(of[name].spread) for name in (TASK, BATCH)))
+    yield table
+    batches = result.settings["batches"]
+    table = Table(f"{batches:,} batches of {pages} pages, zstd 1, submitted at once")
+    for name in ("second", "batches left", "client, MiB", "scheduler, MiB"):
+        table.add_column(name)
+    for second in result.names("second"):
+        of = {one.contender: one for one in result.of(second=second)}
+        cells = (f"{of[name].median:,.0f}" for name in (BATCH, CLIENT, SCHEDULER))
+        table.add_row(str(second), *cells)
+    yield table
+
+
+def remarks(result: Result) -> Iterator[str]:
+    """Yield the seconds of the whole backlog, and the failures."""
+    for one in result.figures:
+        if one.labels == {"benchmark": "backlog"}:
+            yield f"batches submitted at once: {one.quantity}: {one.median:,.1f}"
+
+
+SCRIPT = Script(__doc__, add_options, measure, tables, remarks)
 
 if __name__ == "__main__":
-    main()
+    SCRIPT.main()

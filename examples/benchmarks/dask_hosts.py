@@ -3,7 +3,7 @@
     sudo python examples/benchmarks/dask_hosts.py [--hosts 1,2,4] [--algorithms lz4,zstd:1,…]
                                                   [--batches 16,256,4096] [--cpu 20]
                                                   [--caller-cpu 20] [--mbit 1000] [--seconds 3]
-                                                  [--alone] [--json FILE]
+                                                  [--alone] [--json FILE | --show FILE]
 
 **This is a simulation.** All hosts are this machine. Each has a network namespace, connected by a
 bridge, and a control group with --cpu % of one CPU. There are hosts for the caller, the scheduler,
@@ -39,8 +39,10 @@ import numpy as np
 
 import batchzip
 from batchzip.bench.algorithm import parse_algorithms
-from batchzip.bench.pages import Source, work_pages
-from batchzip.terminal.console import make_console
+from batchzip.bench.figure import Result
+from batchzip.bench.pages import PAGE, Source, work_pages
+from batchzip.bench.script import Script, integers, progress
+from batchzip.errors import BadArgument
 from batchzip.terminal.table import Table
 from batchzip_dask import DaskBackend
 
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
 
     from batchzip.backend import Backend
     from batchzip.bench.algorithm import Algorithm
+    from batchzip.bench.figure import Labels
     from batchzip.bench.pages import Pages
     from batchzip.request import Request
 
@@ -71,7 +74,7 @@ class Speed:
     hosts: int
     mb_s: float
     chosen: str = ""
-    """The last choice of "auto"."""
+    """The place that "auto" chose last."""
 
 
 # The hosts.
@@ -259,25 +262,25 @@ def _call(options: argparse.Namespace) -> None:
     sys.stdin.readline()
     for algorithm in parse_algorithms(options.algorithms):
         for batch in options.batches:
-            if options.hosts == [0]:
+            if not options.hosts:
                 ways: list[tuple[str, str | Backend]] = [("local", "sequential")]
             else:
                 ways = [
-                    ("sent", DaskBackend(options.call, local="never")),
-                    ("auto", DaskBackend(options.call)),
+                    ("sent", DaskBackend(options.address, local="never")),
+                    ("auto", DaskBackend(options.address)),
                 ]
             for way, backend in ways:
                 # The engine chooses after trials, which take seconds.
                 seconds = options.seconds * (3 if way == "auto" else 1)
                 mb_s, chosen = _rate(backend, algorithm, batch, pages, options.alone, seconds)
-                speed = Speed(algorithm.label, batch, way, options.hosts[0], mb_s, chosen)
+                speed = Speed(algorithm.label, batch, way, options.hosts, mb_s, chosen)
                 print(json.dumps(asdict(speed)), flush=True)
 
 
 # The whole simulation.
 
 
-def measure(hosts: int, pages: str, bridge: str, options: argparse.Namespace) -> Iterator[Speed]:
+def on_hosts(hosts: int, pages: str, bridge: str, options: argparse.Namespace) -> Iterator[Speed]:
     """Measure with a number of workers. 0 means the caller's host alone."""
     with contextlib.ExitStack() as stack:
         made = []
@@ -301,11 +304,10 @@ def measure(hosts: int, pages: str, bridge: str, options: argparse.Namespace) ->
             waits = f"from distributed import Client; Client({address!r}).wait_for_workers({hosts})"
             if caller.start(python, "-c", waits).wait(120):
                 raise RuntimeError("the cluster did not start: --verbose shows why")
-        measuring = caller.start(
-            python, __file__, "--call", address, "--pages", pages, "--hosts", str(hosts),
-            "--algorithms", options.algorithms, "--batches", ",".join(map(str, options.batches)),
-            "--seconds", str(options.seconds), *(["--alone"] if options.alone else []),
-        )  # fmt: skip
+        names = "algorithms", "batches", "seconds", "alone"
+        job = {name: getattr(options, name) for name in names}
+        job |= {"address": address, "pages": pages, "hosts": hosts}
+        measuring = caller.start(python, __file__, "--call", json.dumps(job))
         assert measuring.stdout is not None
         assert measuring.stdin is not None
         if measuring.stdout.readline() != "ready\n":
@@ -320,46 +322,14 @@ def measure(hosts: int, pages: str, bridge: str, options: argparse.Namespace) ->
             raise RuntimeError("the caller failed: --verbose shows why")
 
 
-def show(speeds: list[Speed], options: argparse.Namespace) -> None:
-    """Print the table."""
-    callers = "waits for each batch" if options.alone else "has 8 MiB in flight"
-    link = f"{options.mbit} Mbit/s" if options.mbit else "no limit"
-    busy = f", the caller's {options.caller_cpu} %" if options.caller_cpu else ""
-    table = Table(
-        f"MB/s of pages, simulated hosts with {options.cpu} % of a CPU each{busy}, "
-        f"links of {link}; the caller {callers}"
-    )
-    for name in ("", "batch", "local"):
-        table.add_column(name, left=not name)
-    counts = [hosts for hosts in options.hosts if hosts]
-    for hosts in counts:
-        table.add_column(f"sent to {hosts}")
-        table.add_column("auto")
-    cells = {(one.algorithm, one.batch, one.way, one.hosts): one for one in speeds}
-    for algorithm in parse_algorithms(options.algorithms):
-        for batch in options.batches:
-            key = algorithm.label, batch
-            row = [f"{cells[*key, 'local', 0].mb_s:.2f}"]
-            for hosts in counts:
-                auto = cells[*key, "auto", hosts]
-                row += [
-                    f"{cells[*key, 'sent', hosts].mb_s:.2f}",
-                    f"{auto.mb_s:.2f} {auto.chosen}",
-                ]
-            table.add_row(algorithm.label, str(batch), *row)
-    make_console().print(table)
+QUANTITY = "µs per page"
 
 
-def _numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
-
-
-def main() -> None:
-    """Run from the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--hosts", type=_numbers, default=[1, 2, 4], help="numbers of workers")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    parser.add_argument("--hosts", type=integers, default=[1, 2, 4], help="numbers of workers")
     parser.add_argument("--algorithms", default="lz4,zstd:1,zstd:9,zstd:19,brotli")
-    parser.add_argument("--batches", type=_numbers, default=[16, 256, 4096])
+    parser.add_argument("--batches", type=integers, default=[16, 256, 4096])
     parser.add_argument("--cpu", type=int, default=20, help="%% of one CPU that a host has")
     parser.add_argument("--caller-cpu", type=int, default=0, help="as --cpu, of the caller's")
     parser.add_argument("--mbit", type=int, default=1000, help="of a host's link; 0: no limit")
@@ -368,32 +338,58 @@ def main() -> None:
         "--seconds", type=float, default=3, help="of a measurement; three times for auto"
     )
     parser.add_argument("--alone", action="store_true", help="one batch at a time")
-    parser.add_argument("--json", type=Path, help="where to write all figures")
     parser.add_argument("--verbose", action="store_true", help="show what the hosts say")
-    parser.add_argument("--call", help=argparse.SUPPRESS)
-    parser.add_argument("--pages", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.call:
-        _call(options)
-        return
+
+
+def measure(options: argparse.Namespace) -> Result:
+    """Measure with the caller's host alone, and then with each number of workers."""
     if os.geteuid():
-        parser.error("network namespaces and control groups take root")
-    print(
-        "A simulation: network namespaces and control groups of this machine, without distance.",
-        flush=True,
-    )
-    speeds: list[Speed] = []
+        raise BadArgument("network namespaces and control groups need root: use sudo")
+    names = "cpu", "caller_cpu", "mbit", "delay_ms", "seconds", "alone"
+    result = Result({name: getattr(options, name) for name in names}, {"hosts": "local"})
+    result.note("a simulation: network namespaces and control groups of one machine, no distance")
     with tempfile.TemporaryDirectory() as folder, _network() as bridge, _all_groups():
         pages = f"{folder}/pages.npy"
         np.save(pages, work_pages(Source(), 2 * max(options.batches)))
-        for hosts in [0, *(count for count in options.hosts if count)]:
-            for speed in measure(hosts, pages, bridge, options):
-                speeds.append(speed)
-                print(speed, file=sys.stderr, flush=True)
-    show(speeds, options)
-    if options.json:
-        options.json.write_text(json.dumps([asdict(speed) for speed in speeds], indent=1) + "\n")
+        for hosts in [0, *options.hosts]:
+            for one in on_hosts(hosts, pages, bridge, options):
+                progress(str(one))
+                name = f"{one.way}, {hosts}" if hosts else one.way
+                labels: Labels = {"benchmark": "hosts", "algorithm": one.algorithm}
+                us = [PAGE / one.mb_s]
+                result.add({**labels, "batch": one.batch}, name, QUANTITY, us, remark=one.chosen)
+    return result
 
+
+def tables(result: Result) -> Iterator[Table]:
+    """Yield a table with a row per algorithm and batch size."""
+    of = result.settings
+    callers = "waits for each batch" if of["alone"] else "has 8 MiB in flight"
+    link = f"{of['mbit']} Mbit/s" if of["mbit"] else "no limit"
+    busy = f", the caller's {of['caller_cpu']} %" if of["caller_cpu"] else ""
+    table = Table(
+        f"MB/s of pages, simulated hosts with {of['cpu']} % of a CPU each{busy}, "
+        f"links of {link}; the caller {callers}"
+    )
+    table.add_column("")
+    table.add_column("batch")
+    names = list(dict.fromkeys(one.contender for one in result.figures))
+    for name in names:
+        table.add_column(name)
+    for algorithm in result.names("algorithm"):
+        for batch in result.names("batch", algorithm=algorithm):
+            found = {one.contender: one for one in result.of(algorithm=algorithm, batch=batch)}
+            cells = (
+                f"{PAGE / found[name].median:.2f} {found[name].remark}".rstrip() for name in names
+            )
+            table.add_row(str(algorithm), str(batch), *cells)
+    yield table
+
+
+SCRIPT = Script(__doc__, add_options, measure, tables)
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--call"]:  # the caller's process on its host
+        _call(argparse.Namespace(**json.loads(sys.argv[2])))
+    else:
+        SCRIPT.main()

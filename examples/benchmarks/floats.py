@@ -1,6 +1,6 @@
 r"""Measure the ratios of floating-point pages, by kind of number, page size and engine.
 
-    python examples/benchmarks/floats.py [FILE ...] [--json FILE]
+    python examples/benchmarks/floats.py [FILE ...] [--rounds 3] [--json FILE | --show FILE]
 
 A FILE contains the weights of a model: .onnx (needs the package onnx) or .safetensors. Its float32
 weights are measured unchanged, and rounded to bfloat16 and to float16, as models are published and
@@ -11,16 +11,14 @@ kept in memory. Normally distributed numbers are always measured. Two packages s
     … rapidocr_onnxruntime/models/ch_PP-OCRv4_rec_infer.onnx \
         silero_vad/data/silero_vad_16k.safetensors
 
-`bound` is the ratio of an ideal code of single bytes, with exponents and mantissas separate. Data
+`ideal` is the ratio of an ideal code of single bytes, with exponents and mantissas separate. Data
 with repetitions, or pages of different kinds, can exceed it. MB/s are for one core and pages of
 64 KiB. They are medians of rounds in which all engines take turns.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import statistics
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,17 +26,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import batchzip
-from batchzip.bench.figure import describe_machine
+from batchzip.bench.figure import Labels, Result
+from batchzip.bench.rounds import in_turns
+from batchzip.bench.script import Script, progress
 from batchzip.codecs.shuffled import shuffle_bytes
+from batchzip.terminal.table import Table
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Iterator
 
 PAGE_SIZES = 4 << 10, 16 << 10, 64 << 10
 MOST_BYTES = 4 << 20
 """Maximum bytes per kind of number."""
-
-ROUNDS = 3
 
 
 def normal() -> np.ndarray[Any, Any]:
@@ -107,69 +107,95 @@ def ratio_of(data: bytes, size: int, **options: Any) -> float:
         return pages.nbytes / float(np.minimum(batch.dlens, size).sum())
 
 
-def speeds_of(data: bytes, ways: dict[str, dict[str, Any]]) -> dict[str, tuple[float, float]]:
-    """Return the MB/s of compressing and restoring, by way."""
+def speeds_of(
+    data: bytes, ways: dict[str, dict[str, Any]], rounds: int
+) -> dict[str, tuple[list[float], list[float]]]:
+    """Return the ns per byte of compressing and of restoring in each round, by way."""
     size = PAGE_SIZES[-1]
     pages = np.frombuffer(data, np.uint8)[: len(data) // size * size].reshape(-1, size)
-    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
-    for _ in range(ROUNDS):
-        for name, options in ways.items():
-            with batchzip.Engine("zstd", backend="sequential", page_size=size, **options) as engine:
-                began = time.perf_counter()
-                batch = batchzip.CompressBatch(pages)
-                engine.compress(batch)
-                between = time.perf_counter()
-                engine.decompress(batchzip.DecompressBatch(batch.outputs(), page_size=size))
-                taken[name].append((between - began, time.perf_counter() - between))
-    return {
-        name: (
-            pages.nbytes / 1e6 / statistics.median(one[0] for one in each),
-            pages.nbytes / 1e6 / statistics.median(one[1] for one in each),
-        )
-        for name, each in taken.items()
-    }
+    taken: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in ways}
+    for turn, name in in_turns(ways, rounds):
+        options = {"backend": "sequential", "page_size": size, **ways[name]}
+        with batchzip.Engine("zstd", **options) as engine:
+            began = time.perf_counter()
+            batch = batchzip.CompressBatch(pages)
+            engine.compress(batch)
+            between = time.perf_counter()
+            engine.decompress(batchzip.DecompressBatch(batch.outputs(), page_size=size))
+            ended = time.perf_counter()
+        if turn:
+            taken[name][0].append((between - began) / pages.nbytes * 1e9)
+            taken[name][1].append((ended - between) / pages.nbytes * 1e9)
+    return taken
 
 
-def measure(source: str, numbers: np.ndarray[Any, Any]) -> Iterator[dict[str, Any]]:
-    """Measure and print all kinds of a source's numbers. Yield the figures."""
+def measure_numbers(result: Result, source: str, numbers: np.ndarray[Any, Any]) -> None:
+    """Measure all kinds of a source's numbers."""
     for kind, shuffle, data in kinds_of(numbers):
+        progress(f"{source}, {kind}: {len(data) >> 10} KiB")
         ways: dict[str, dict[str, Any]] = {
             "plain": {"level": 1},
             f"shuffle={shuffle[1]}": {"level": 1, "shuffle": int(shuffle[1])},
             f'shuffle="{shuffle}"': {"level": 1, "shuffle": shuffle},
         }
-        speeds = speeds_of(data, ways)
-        best = bound(data, shuffle)
-        print(f"{source}, {kind}: {len(data) >> 10} KiB, bound {best:.2f}")
+        labels: Labels = {"benchmark": "floats", "source": source, "kind": kind}
+        result.add(labels, IDEAL, stored_in(0), [1 / bound(data, shuffle)])
         for name, options in ways.items():
-            ratios = {size: ratio_of(data, size, **options) for size in PAGE_SIZES}
-            told = "  ".join(f"{ratio:5.2f}" for ratio in ratios.values())
-            fast, back = speeds[name]
-            print(f"  {name:13} {told}   {fast:5.0f} MB/s  back {back:5.0f} MB/s")
-            yield {
-                "source": source,
-                "kind": kind,
-                "bound": best,
-                "way": name,
-                "ratios": ratios,
-                "compress_mb_s": fast,
-                "decompress_mb_s": back,
-            }
+            for size in PAGE_SIZES:
+                result.add(labels, name, stored_in(size), [1 / ratio_of(data, size, **options)])
+        for name, (there, back) in speeds_of(data, ways, result.settings["rounds"]).items():
+            result.add(labels, name, COMPRESS, there)
+            result.add(labels, name, RESTORE, back)
 
 
-def main() -> None:
-    """Run from the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+IDEAL = "ideal"
+COMPRESS, RESTORE = "compress, ns per byte", "restore, ns per byte"
+
+
+def stored_in(size: int) -> str:
+    """Return the quantity of bytes stored per byte, in pages of a size, or without pages."""
+    return f"stored ÷ size, {size >> 10} KiB" if size else "stored ÷ size"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    options = parser.parse_args()
-    print(describe_machine()["processor"])
-    print("times smaller in pages of 4, 16 and 64 KiB; zstd, level 1")
-    sources = {"normal": normal(), **{path.name: weights_of(path) for path in options.files}}
-    figures = [figure for name, numbers in sources.items() for figure in measure(name, numbers)]
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+    parser.add_argument("--rounds", type=int, default=3)
 
+
+def measure(options: argparse.Namespace) -> Result:
+    """Measure with the given options."""
+    result = Result({"algorithm": "zstd 1", "rounds": options.rounds}, {"floats": "plain"})
+    sources = {"normal": normal(), **{path.name: weights_of(path) for path in options.files}}
+    for name, numbers in sources.items():
+        measure_numbers(result, name, numbers)
+    return result
+
+
+def tables(result: Result) -> Iterator[Table]:
+    """Yield a table with a row per way of each kind of numbers."""
+    table = Table("times smaller, in pages of 4, 16 and 64 KiB; MB/s in pages of 64 KiB")
+    table.add_column("numbers")
+    table.add_column("engine", left=True)
+    for name in ("4 KiB", "16 KiB", "64 KiB", "ideal", "compress, MB/s", "restore, MB/s"):
+        table.add_column(name)
+    for source in result.names("source"):
+        for kind in result.names("kind", source=source):
+            of = {(one.contender, one.quantity): one for one in result.of(source=source, kind=kind)}
+            best = 1 / of.pop((IDEAL, stored_in(0))).median
+            for name in dict.fromkeys(name for name, _ in of):
+                table.add_row(
+                    f"{source}, {kind}",
+                    name,
+                    *(f"{1 / of[name, stored_in(size)].median:.2f}" for size in PAGE_SIZES),
+                    f"{best:.2f}",
+                    *(f"{1e3 / of[name, what].median:,.0f}" for what in (COMPRESS, RESTORE)),
+                )
+            table.add_section()
+    yield table
+
+
+SCRIPT = Script(__doc__, add_options, measure, tables)
 
 if __name__ == "__main__":
-    main()
+    SCRIPT.main()

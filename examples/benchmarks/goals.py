@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from batchzip.bench.rounds import speed
+from batchzip.bench.spread import speed
 
 if TYPE_CHECKING:
-    from batchzip.bench.rounds import Spread
+    from batchzip.bench.spread import Spread
 
 _SEQUENTIAL = {1: 0.85, 8: 0.97, 64: 1.02, 256: 1.02}
 _THREADS_LZ4 = {8: 0.90, 64: 0.97, 256: 0.98}
@@ -23,8 +23,8 @@ GOALS: dict[tuple[str, str], tuple[str, dict[int, float]]] = {
     ("zstd 1", "threads"): ("limit", _THREADS_ZSTD),
     ("lz4", "workers"): ("limit", {8: 0.78, 64: 0.90, 256: 0.92}),
     ("zstd 1", "workers"): ("limit", {8: 0.92, 64: 0.97, 256: 0.98}),
-    ("lz4", "arena"): ("limit", _THREADS_LZ4),
-    ("zstd 1", "arena"): ("limit", _THREADS_ZSTD),
+    ("lz4", "workers, arena"): ("limit", _THREADS_LZ4),
+    ("zstd 1", "workers, arena"): ("limit", _THREADS_ZSTD),
 }
 """For compressing, by algorithm and contender: the base, and the minimum ratio per batch size."""
 
@@ -47,11 +47,15 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class Verdict:
-    """A goal of a contender, and its outcome."""
+    """The speed of a contender relative to a base, what is wanted, and the outcome."""
 
-    goal: str
+    base: str
+    wanted: str
     ratio: Spread
     outcome: Outcome
+
+    def __str__(self) -> str:
+        return f"{self.ratio.median:.2f} {self.wanted} {self.outcome}"
 
 
 @dataclass
@@ -86,7 +90,7 @@ class Cell:
             if self.batch < PEERS_FROM:
                 return None
             found = self.speed(name, self.best)
-            return Verdict("÷ best ≤ 1", found, _outcome(1 - found.median, 1 - found.low))
+            return Verdict(self.best, "≤ 1", found, _outcome(1 - found.median, 1 - found.low))
         if self.operation == "compress":
             base, least_by_batch = GOALS.get((self.algorithm, name), ("", {}))
             if self.batch not in least_by_batch:
@@ -99,7 +103,7 @@ class Cell:
             least_by_batch = {self.batch: 1.0}
         least, found = least_by_batch[self.batch], self.speed(name, base)
         outcome = _outcome(found.median - least, found.high - least)
-        return Verdict(f"÷ {base} ≥ {least:g}", found, outcome)
+        return Verdict(base, f"≥ {least:g}", found, outcome)
 
 
 def _outcome(beyond: float, at_best: float) -> Outcome:

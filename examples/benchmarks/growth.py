@@ -1,302 +1,285 @@
-"""Measure a store of 10⁴ to 10⁷ pages: cost per operation and memory per page must stay constant.
+"""Let a store and a mapping grow in all directions: cost and memory must stay constant.
 
-    python examples/benchmarks/growth.py [--largest 1000000] [--json FILE] [--plot PNG]
+    python examples/benchmarks/growth.py [--parts pages,page-size,groups,clients,readers,values]
+                                         [--largest 1000000] [--rounds 5]
+                                         [--json FILE | --show FILE] [--plot PNG]
 
-Pages are synthetic, so that ten million fit: one in four is same-filled, and lz4 compresses each of
-the others to about 30 bytes. The store is filled to each size in turn. The cost of a store is that
-of the last pages. Random pages of the whole store give the costs of single loads, of loads in
-batches of 256, and of replacing pages. The backend is sequential, because the store grows and the
-codec does not matter.
+pages      A store of 10⁴ to --largest pages. They are synthetic, so that ten million fit: one in
+           four is same-filled, and lz4 compresses each of the others to about 30 bytes. The store
+           is filled to each size in turn. The cost of a store is that of the last pages. Random
+           pages of the whole store give the costs of single loads, of loads in batches of 256, and
+           of replacing pages, in place or after invalidating them.
+page-size  64 MiB of real pages in pages of 4 KiB to 2 MiB, in µs per MiB.
+groups     Folios of 16 real pages in 1 to 10⁴ groups of one store.
+clients    1 to 64 threads that store folios of 16 into one store and load single pages, in µs per
+           page of all threads together.
+readers    1 to 32 processes that attach to a store and load single pages at the same time.
+values     A mapping of 10³ to --largest values of 200 bytes: put, get, and batches of 256.
 
-`reads alone` is the cost of memory accesses: the entry, the handle's word and the object's bytes of
-random pages are read, singly or 256 at a time, and nothing else is done. The memory is as large as
-the store's tables and objects. Entries are in private memory, words and objects in shared memory.
-The second table shows the growth compared with the smallest store. The growth of a load beyond that
-of its reads is not caused by cache misses.
+The backend is sequential, because the store grows and the codec does not matter. `memory only` is
+the cost of memory accesses: the entry, the handle's word and the object's bytes of random pages are
+read, singly or 256 at a time, and nothing else is done. The memory is as large as the store's
+tables and objects. Entries are in private memory, words and objects in shared memory. The growth of
+a load beyond that of its memory accesses is not caused by cache misses.
 
-`tables` and `pool` are the store's own figures. `process` is the growth of the process since the
-store got its first folio, including the pool's shared memory.
+`exponent` is that of a power law fitted to cost and size: 0 is constant, 1 is proportional to the
+size. `tables` and `pool` are the store's own figures. `process` is the growth of the process since
+the store got its first folio, including the pool's shared memory.
 """
 
 from __future__ import annotations
 
-import argparse
-import mmap
-import struct
-import time
-from itertools import chain
-from pathlib import Path
+from contextlib import closing
+from itertools import chain, count
 from typing import TYPE_CHECKING
 
 import numpy as np
+from growing import Grouped, Growing, Memory, Sized, Values, clients
+from usemem import READ_TIME, Processes
 
 import batchzip
-from batchzip.bench.figure import Result, load
-from batchzip.bench.pages import PAGE
-from batchzip.bench.rounds import figure
+from batchzip.bench.algorithm import Algorithm
+from batchzip.bench.figure import Result
+from batchzip.bench.pages import PAGE, Source, work_pages
+from batchzip.bench.script import Script, chosen, progress
 from batchzip.bench.style import OTHERS, OWN, REFERENCE, drawing
-from batchzip.system.segment import Segment
-from batchzip.terminal.console import make_console
+from batchzip.bench.table import with_spread
 from batchzip.terminal.table import Table
 
 if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
+
+    from batchzip.bench.figure import Figure, Labels
     from batchzip.bench.pages import Pages
 
-FOLIO_PAGES = 256
-OBJECT = 32
-"""Approximate compressed bytes of a page."""
+MEMORY_ONLY = "memory only"
 
-SAMPLES = 40
-"""Batches of FOLIO_PAGES that are timed at each size: 10,240 pages, about the smallest store."""
+UNITS = {
+    "pages": ("pages stored", "µs per page", "bytes per page"),
+    "page-size": ("bytes of a page", "µs per MiB", "bytes held per byte"),
+    "groups": ("groups", "µs", ""),
+    "clients": ("threads", "µs per page", ""),
+    "readers": ("processes", "µs per page", ""),
+    "values": ("values", "µs per value", "bytes per value"),
+}
+"""By part: what grows, and the units of costs and of sizes."""
 
-SINGLES = 10_000
-
-COSTS = (
-    "store",
-    "store anew",
-    "invalidate and store",
-    "load_many",
-    "its reads alone",
-    "single load",
-    "its 3 reads alone",
-)
-SIZES = ("tables", "pool", "process")
+PAGE_SIZES = (4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20, 2 << 20)
+GROUPS = (1, 10, 100, 1_000, 10_000)
+CLIENTS = (1, 2, 4, 8, 16, 32, 64)
+READERS = (1, 2, 4, 8, 16, 32)
 
 
-class Growing:
-    """A store that is filled step by step."""
+class Part:
+    """A part of the result while it is measured."""
 
-    def __init__(self, store: batchzip.SwapStore) -> None:
-        self._store = store
-        self._pages = np.zeros((FOLIO_PAGES, PAGE), np.uint8)
-        self._out = np.zeros((FOLIO_PAGES, PAGE), np.uint8)
-        self._rng = np.random.default_rng(6)
-        self.count = 0
-        # The memory of an almost empty store is not counted as growth.
-        self.fill(FOLIO_PAGES)
-        self.load_many()
-        self._before = resident_bytes()
+    def __init__(self, result: Result, name: str, rounds: int) -> None:
+        self._result, self._name, self._rounds = result, name, rounds
 
-    def _folio(self, first: int) -> Pages:
-        """Return pages that contain their indices. One in four is same-filled."""
-        words = self._pages.view(np.uint64)
-        words[:, 0] = np.arange(first, first + FOLIO_PAGES, dtype=np.uint64)
-        words[::4, 0] = 0
-        return self._pages
+    def add(self, size: int, measure: Callable[[], dict[str, float]]) -> None:
+        """Measure the costs at a size in each round, and add them."""
+        progress(f"{self._name}: {size:,}")
+        rounds = [measure() for _ in range(self._rounds)]
+        for name in rounds[0]:
+            self._keep(size, name, UNITS[self._name][1], [one[name] for one in rounds])
 
-    def fill(self, count: int) -> list[float]:
-        """Store pages until there are `count`. Return the µs per page of the last folios."""
-        spent = []
-        while self.count < count:
-            pages = self._folio(self.count)
-            begun = time.perf_counter()
-            self._store.store(self.count, pages)
-            spent.append(time.perf_counter() - begun)
-            self.count += FOLIO_PAGES
-        return [s / FOLIO_PAGES * 1e6 for s in spent[-SAMPLES:]]
+    def add_sizes(self, size: int, held: dict[str, float]) -> None:
+        """Add the memory at a size."""
+        for name, value in held.items():
+            self._keep(size, name, UNITS[self._name][2], [value])
 
-    def anew(self, *, invalidate: bool) -> list[float]:
-        """Replace random folios, in place or after invalidating them. Return µs per page."""
-        spent = []
-        places = self._rng.integers(0, self.count // FOLIO_PAGES, SAMPLES) * FOLIO_PAGES
-        for first in places.tolist():
-            pages = self._folio(first)
-            begun = time.perf_counter()
-            if invalidate:
-                self._store.invalidate(first, FOLIO_PAGES)
-            self._store.store(first, pages)
-            spent.append((time.perf_counter() - begun) / FOLIO_PAGES * 1e6)
-        return spent
+    def add_once(self, size: int, name: str, value: float) -> None:
+        """Add a cost that can be measured only once."""
+        self._keep(size, name, UNITS[self._name][1], [value])
 
-    def load_many(self) -> list[float]:
-        """Load random pages in batches and verify them. Return µs per page."""
-        spent = []
-        for _ in range(SAMPLES):
-            indices = self._rng.integers(0, self.count, FOLIO_PAGES)
-            begun = time.perf_counter()
-            self._store.load_many(indices, out=self._out)
-            spent.append((time.perf_counter() - begun) / FOLIO_PAGES * 1e6)
-            wanted = np.where(indices % FOLIO_PAGES % 4, indices, 0).astype(np.uint64)
-            assert np.array_equal(self._out.view(np.uint64)[:, 0], wanted), "other pages came back"
-        return spent
-
-    def load(self) -> list[float]:
-        """Load random pages one by one. Return µs per page."""
-        clock, load = time.perf_counter, self._store.load
-        spent = []
-        for index in self._rng.integers(0, self.count, SINGLES).tolist():
-            begun = clock()
-            load(index)
-            spent.append((clock() - begun) * 1e6)
-        return spent
-
-    def held(self) -> dict[str, float]:
-        """Return the bytes per page in tables, pool and process."""
-        counters = self._store.counters
-        held = {
-            "tables": self._store.table_bytes,
-            "pool": counters.pool_total_size,
-            "process": resident_bytes() - self._before,
-        }
-        return {name: value / self.count for name, value in held.items()}
+    def _keep(self, size: int, name: str, quantity: str, values: list[float]) -> None:
+        labels: Labels = {"benchmark": "growth", "part": self._name, "size": size}
+        self._result.add(labels, name, quantity, values)
 
 
-class Memory:
-    """Empty memory of the same size as that of a store of `count` pages."""
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-        self._rng = np.random.default_rng(7)
-        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        self._table = mmap.mmap(-1, max(16 * count, mmap.PAGESIZE), flags=private)
-        self._segments = [Segment(max(size * count, mmap.PAGESIZE)) for size in (8, OBJECT)]
-        for segment in self._segments:
-            segment.reserve(0, segment.size)
-        self._entries = memoryview(self._table)
-        self._words = self._segments[0].view
-        for view in (self._entries, *(segment.view for segment in self._segments)):
-            view[:] = bytes(len(view))  # first touches fault, and must not be timed
-
-    def read(self) -> list[float]:
-        """Read the words of random pages one by one. Return µs per page."""
-        clock, unpack, objects = time.perf_counter, struct.Struct("<QQ").unpack_from, self._objects
-        entries, words = self._entries, self._words.cast("Q")
-        spent = []
-        for index in self._rng.integers(0, self._count, SINGLES).tolist():
-            begun = clock()
-            unpack(entries, index * 16)
-            words[index]
-            objects[index * OBJECT : index * OBJECT + OBJECT]
-            spent.append((clock() - begun) * 1e6)
-        words.release()
-        return spent
-
-    def read_many(self) -> list[float]:
-        """Read the words of random pages in batches. Return µs per page."""
-        objects = self._objects
-        entries = np.frombuffer(self._entries, np.complex128, self._count)
-        words = np.frombuffer(self._words, np.uint64, self._count)
-        spent = []
-        for _ in range(SAMPLES):
-            indices = self._rng.integers(0, self._count, FOLIO_PAGES)
-            begun = time.perf_counter()
-            entries[indices]
-            words[indices]
-            starts = (indices * OBJECT).tolist()
-            [objects[start : start + OBJECT] for start in starts]
-            spent.append((time.perf_counter() - begun) / FOLIO_PAGES * 1e6)
-        return spent
-
-    @property
-    def _objects(self) -> mmap.mmap:
-        return self._segments[1].memory
-
-    def close(self) -> None:
-        """Free the memory."""
-        self._entries.release()
-        self._table.close()
-        for segment in self._segments:
-            segment.close()
+def powers_of_ten(first: int, largest: int) -> Iterable[int]:
+    """Yield first, 10 × first, … up to `largest`."""
+    for power in count():
+        if (size := first * 10**power) > largest:
+            return
+        yield size
 
 
-def resident_bytes() -> int:
-    """Return the resident bytes of this process, including shared memory."""
-    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * mmap.PAGESIZE
-
-
-def run(result: Result, largest: int) -> None:
-    """Measure each power of ten up to `largest`."""
+def grow_pages(part: Part, options: argparse.Namespace) -> None:
+    """Measure a store of 10⁴ to 10⁷ pages."""
     with (
         batchzip.Engine("lz4", backend="sequential") as engine,
         batchzip.SwapStore(engine) as store,
     ):
         growing = Growing(store)
-        count = 10_000
-        while count <= largest:
-            stored = growing.fill(count)
-            costs = {
-                "store": stored,
-                "store anew": growing.anew(invalidate=False),
-                "load_many": growing.load_many(),
-                "single load": growing.load(),
-                "invalidate and store": growing.anew(invalidate=True),
-            }
-            held = growing.held()
-            memory = Memory(count)
-            costs |= {"its 3 reads alone": memory.read(), "its reads alone": memory.read_many()}
-            memory.close()
-            labels: dict[str, str | int] = {"benchmark": "growth", "pages": count}
-            for name in COSTS:
-                result.figures.append(figure(labels, name, "µs per page", costs[name]))
-            for name, value in held.items():
-                result.figures.append(figure(labels, name, "bytes per page", [value]))
-            count *= 10
+        for size in powers_of_ten(10_000, options.largest):
+            part.add_once(size, "store", growing.fill(size))
+            with closing(Memory(size)) as memory:
+                part.add(
+                    size,
+                    lambda memory=memory: {  # type: ignore[misc]
+                        "single load": growing.load(),
+                        "load_many": growing.load_many(),
+                        "replace": growing.replace(invalidate=False),
+                        "invalidate and store": growing.replace(invalidate=True),
+                        f"single load, {MEMORY_ONLY}": memory.read(),
+                        f"load_many, {MEMORY_ONLY}": memory.read_many(),
+                    },
+                )
+            part.add_sizes(size, growing.held())
 
 
-def show(result: Result) -> None:
-    """Print a line per size."""
-    table = Table("medians of one page, by the number of pages stored")
-    table.add_column("pages")
-    for name in (*(f"{name}, µs" for name in COSTS), *(f"{name}, bytes" for name in SIZES)):
-        table.add_column(name)
-    for count in dict.fromkeys(one.labels["pages"] for one in result.figures):
-        by = {one.contender: one for one in result.of(pages=count)}
-        cells = [f"{by[name].median:.2f}" for name in COSTS]
-        cells += [f"{by[name].median:.1f}" for name in SIZES]
-        table.add_row(f"{count:,}", *cells)
-    make_console().print(table)
-    counts = list(dict.fromkeys(one.labels["pages"] for one in result.figures))
-    table = Table("µs more than in the smallest store")
-    for name in ("pages", *COSTS):
-        table.add_column(name)
-    first = {one.contender: one.median for one in result.of(pages=counts[0])}
-    for count in counts[1:]:
-        medians = {one.contender: one.median for one in result.of(pages=count)}
-        table.add_row(f"{count:,}", *(f"{medians[name] - first[name]:+.2f}" for name in COSTS))
-    make_console().print(table)
+def grow_page_size(part: Part, options: argparse.Namespace) -> None:
+    """Measure pages of 4 KiB to 2 MiB."""
+    pages = _some_pages(options)
+    whole = len(pages) * PAGE // (2 << 20) * (2 << 20) // PAGE
+    for size in PAGE_SIZES if whole else ():
+        with Sized(size, pages[:whole]) as sized:
+            part.add(size, sized.measure)
+            part.add_sizes(size, {"store": sized.held})
+
+
+def grow_groups(part: Part, options: argparse.Namespace) -> None:
+    """Measure 1 to 10⁴ groups."""
+    pages = _some_pages(options)
+    for groups in GROUPS:
+        with Grouped(groups, pages) as grouped:
+            part.add(groups, grouped.measure)
+
+
+def grow_clients(part: Part, options: argparse.Namespace) -> None:
+    """Measure 1 to 64 threads."""
+    pages = _some_pages(options)
+    for number in CLIENTS:
+        part.add(number, lambda number=number: clients(number, pages))  # type: ignore[misc]
+
+
+def grow_readers(part: Part, options: argparse.Namespace) -> None:
+    """Measure 1 to 32 processes that read."""
+    pages = _some_pages(options)
+    with (
+        batchzip.Engine("lz4", backend="sequential") as engine,
+        batchzip.SwapStore(engine) as store,
+    ):
+        store.store(0, pages)
+        address = store.share().address
+        for number in READERS:
+            with Processes(Algorithm("lz4"), [pages[: 4 * 1024]] * number) as processes:
+
+                def measure(processes: Processes = processes) -> dict[str, float]:
+                    return {"attached load": processes.load(address, len(pages))[READ_TIME]}
+
+                part.add(number, measure)
+
+
+def grow_values(part: Part, options: argparse.Namespace) -> None:
+    """Measure a mapping of 10³ to 10⁷ values."""
+    with Values() as values:
+        for size in powers_of_ten(1_000, options.largest):
+            part.add_once(size, "update", values.fill(size))
+            part.add(size, values.measure)
+            part.add_sizes(size, values.held())
+
+
+PARTS = {
+    "pages": grow_pages,
+    "page-size": grow_page_size,
+    "groups": grow_groups,
+    "clients": grow_clients,
+    "readers": grow_readers,
+    "values": grow_values,
+}
+
+
+def _some_pages(options: argparse.Namespace) -> Pages:
+    """Return real pages, 64 MiB at most and fewer if --largest is smaller."""
+    return work_pages(Source(), min(16_384, options.largest))
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    parser.add_argument("--parts", type=chosen(PARTS), default=list(PARTS), help="with commas")
+    parser.add_argument(
+        "--largest", type=int, default=1_000_000, help="pages, and values (%(default)s)"
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+
+
+def measure(options: argparse.Namespace) -> Result:
+    """Measure the parts."""
+    result = Result({"largest": options.largest, "rounds": options.rounds}, {})
+    for name in options.parts:
+        PARTS[name](Part(result, name, options.rounds), options)
+    return result
+
+
+def exponent(figures: list[Figure]) -> float | None:
+    """Return the exponent of the power law that fits best. Two sizes or more are needed."""
+    points = [(int(one.labels["size"]), one.median) for one in figures if one.median > 0]
+    if len(points) < 2:
+        return None
+    sizes, costs = np.log(np.array(points, float)).T
+    return float(np.polyfit(sizes, costs, 1)[0])
+
+
+def tables(result: Result) -> Iterator[Table]:
+    """Yield a table of costs and one of sizes for each part, with a column per size."""
+    for part in result.names("part"):
+        what, *units = UNITS[str(part)]
+        sizes = result.names("size", part=part)
+        for unit in filter(None, units):
+            of: dict[str, dict[int | str, Figure]] = {}
+            for one in result.of(part=part):
+                if one.quantity == unit:
+                    of.setdefault(one.contender, {})[one.labels["size"]] = one
+            if not of:
+                continue
+            table = Table(f"{unit}, by {what}")
+            table.add_column(what)
+            for size in sizes:
+                table.add_column(f"{size:,}")
+            table.add_column("exponent", rank=0)
+            for name, by_size in of.items():
+                power = exponent(list(by_size.values()))
+                table.add_row(
+                    name,
+                    *(_cell(by_size[at]) if at in by_size else "" for at in sizes),
+                    "" if power is None else f"{power:+.2f}",
+                )
+            yield table
+
+
+def _cell(one: Figure) -> str:
+    return with_spread(one.spread, 0 if one.median >= 100 else 2)
 
 
 def draw(result: Result, path: Path) -> None:
-    """Draw costs and sizes against the number of pages."""
-    counts = list(dict.fromkeys(int(one.labels["pages"]) for one in result.figures))
-    with drawing(path, 4.2, "A store that grows: flat is good") as picture:
-        panels = picture.subplots(1, 2)
-        for axes, names, title in zip(
-            panels, (COSTS, SIZES), ("µs per page", "bytes per page"), strict=True
-        ):
+    """Draw the costs of each part against what grows."""
+    parts = result.names("part")
+    rows = -(-len(parts) // 2)
+    with drawing(path, 0.5 + 3.0 * rows, "Growth: flat is good (less is better)") as picture:
+        panels = picture.subplots(rows, 2, squeeze=False).flat
+        for axes, part in zip(panels, parts, strict=False):
+            what, unit, _ = UNITS[str(part)]
             styles = chain(OWN, OTHERS)
-            for name in names:
-                values = [one.median for one in result.figures if one.contender == name]
-                style = REFERENCE if name.endswith("alone") else next(styles)
-                axes.plot(counts, values, label=name, **style)
+            figures = [one for one in result.of(part=part) if one.quantity == unit]
+            for name in dict.fromkeys(one.contender for one in figures):
+                mine = [one for one in figures if one.contender == name]
+                style = REFERENCE if name.endswith(MEMORY_ONLY) else next(styles)
+                sizes = [int(one.labels["size"]) for one in mine]
+                axes.plot(sizes, [one.median for one in mine], label=name, **style)
             axes.set_xscale("log")
             axes.set_ylim(0)
-            axes.set_xlabel("pages stored")
-            axes.set_title(title)
+            axes.set_xlabel(what)
+            axes.set_title(unit)
             axes.grid(visible=True, axis="y")
+        for axes in list(panels):
+            axes.set_axis_off()
 
 
-def main() -> None:
-    """Run from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--largest", type=int, default=1_000_000, help="pages (%(default)s)")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--plot", type=Path)
-    parser.add_argument("--show", type=Path, help="only show and draw what --json wrote")
-    options = parser.parse_args()
-    if options.show:
-        result = load(options.show)
-    else:
-        result = Result({"largest": options.largest}, {})
-        run(result, options.largest)
-    machine = result.machine
-    print(f"{machine['platform']}, {machine['processor']}, {machine['cpus']} CPUs")
-    show(result)
-    if options.json:
-        result.save(options.json)
-    if options.plot:
-        draw(result, options.plot)
-
+SCRIPT = Script(__doc__, add_options, measure, tables, draw=draw)
 
 if __name__ == "__main__":
-    main()
+    SCRIPT.main()

@@ -3,7 +3,7 @@
     python examples/benchmarks/paged.py [--pid N | --file PATH | --workload KIND] [--rounds 5]
                                         [--works touches,sort,k-means,group-by,"matrix product"]
                                         [--mib 384] [--workload-mib 192] [--folder DIR]
-                                        [--json FILE] [--plot PNG] [--show JSON]
+                                        [--json FILE | --show FILE] [--plot PNG]
 
 A third of each array may be in memory. The contenders:
 
@@ -31,7 +31,6 @@ pages and tables. All bytes read and all results are compared.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import signal
@@ -44,17 +43,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from paged_work import PERCENTS, WORKLOADS
 
-from batchzip.bench.figure import Result, load
+from batchzip.bench.figure import Result
 from batchzip.bench.kernel_swap import KernelSwap
 from batchzip.bench.pages import add_source, source_of, work_pages
-from batchzip.bench.rounds import figure, in_turns
+from batchzip.bench.rounds import in_turns
+from batchzip.bench.script import Script, chosen, progress
 from batchzip.bench.style import OTHERS, OWN, REFERENCE, drawing
-from batchzip.bench.table import spread_percent
+from batchzip.bench.table import with_spread
 from batchzip.bench.zram import end_orderly
-from batchzip.terminal.console import make_console
 from batchzip.terminal.table import Table
 
 if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+
     from batchzip.bench.figure import Figure, Labels
 
 PLAIN, KERNEL, MEMMAP = "plain", "kernel swap", "memmap"
@@ -117,7 +119,7 @@ class Measurement:
             if not turn:  # no warm-up round: each process is new
                 continue
             limit = nbytes // SHARE + own if name in {KERNEL, MEMMAP} else None
-            print(f"{work}, round {turn} of {rounds}: {name}", file=sys.stderr, flush=True)
+            progress(f"{work}, round {turn} of {rounds}: {name}")
             for quantity, value in self.repeated(work, name, limit).items():
                 values.setdefault((name, quantity), []).append(value)
         for (kind, name), times in self.kills.items():
@@ -129,7 +131,7 @@ class Measurement:
         for (name, quantity), numbers in values.items():
             row, _, what = quantity.rpartition(": ")
             labels: Labels = {"benchmark": "paged", "work": work, "row": row or work}
-            self.result.figures.append(figure(labels, name, what, numbers))
+            self.result.add(labels, name, what, numbers)
 
     def repeated(self, work: str, name: str, limit: int | None) -> dict[str, float]:
         """Repeat a run that the kernel kills because it finds nothing to swap out."""
@@ -194,30 +196,20 @@ def rows(result: Result) -> dict[tuple[str, str], dict[str, Figure]]:
     return found
 
 
-def show(result: Result) -> None:
-    """Print the figures and the goals."""
-    out = make_console()
-    machine = result.machine
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    settings = ", ".join(f"{name} {value}" for name, value in result.settings.items())
-    for line in (
-        f"{machine['platform']}, {machine['processor']}, {machine['cpus']} CPUs",
-        versions,
-        settings,
-    ):
-        out.print(line, markup=False, highlight=False, soft_wrap=True)
+def tables(result: Result) -> Iterator[Table]:
+    """Yield the figures and the goals."""
     found = rows(result)
     shown = {key: row for key, row in found.items() if key[1] in SHOWN}
     for title, of_workloads in (
-        ("µs a page of 4 KiB (fill, scans) or a touch", False),
+        ("µs per page of 4 KiB (fill, scans) or per read or write", False),
         ("seconds", True),
     ):
         part = {key: row for key, row in shown.items() if (key[0] in WORKLOADS) == of_workloads}
         if part:
-            out.print(_table(f"{title}; medians ± half the quartiles' distance in %", part))
-    _show_goals(found)
-    for note in result.notes:
-        out.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+            yield _table(title, part)
+    goals = _goals(found)
+    if goals.row_count:
+        yield goals
 
 
 def _names(found: dict[tuple[str, str], dict[str, Figure]]) -> list[str]:
@@ -237,12 +229,10 @@ def _table(title: str, found: dict[tuple[str, str], dict[str, Figure]]) -> Table
         if row != before and before:
             table.add_section()
         table.add_row(
-            row if row != before else "",
+            row,
             quantity,
             *(
-                f"{of[name].median:.{0 if quantity == RAM else 2}f} ±{spread_percent(of[name]):.0f}"
-                if name in of
-                else ""
+                with_spread(of[name].spread, 0 if quantity == RAM else 2) if name in of else ""
                 for name in names
             ),
         )
@@ -250,7 +240,7 @@ def _table(title: str, found: dict[tuple[str, str], dict[str, Figure]]) -> Table
     return table
 
 
-def _show_goals(found: dict[tuple[str, str], dict[str, Figure]]) -> None:
+def _goals(found: dict[tuple[str, str], dict[str, Figure]]) -> Table:
     table = Table("goals: PagedMemory ÷ kernel swap")
     for heading in ("", "", "at most", *PAGED):
         table.add_column(heading, left=True)
@@ -264,8 +254,7 @@ def _show_goals(found: dict[tuple[str, str], dict[str, Figure]]) -> None:
             verdict = "" if ratio is None else "met" if ratio <= most else "MISSED"
             cells.append("" if ratio is None else f"{ratio:.2f} {verdict}")
         table.add_row(row, quantity, f"{most:g}", *cells)
-    if table.row_count:
-        make_console().print(table)
+    return table
 
 
 _LINES: dict[str, dict[str, Any]] = {
@@ -285,7 +274,7 @@ def draw(result: Result, path: Path) -> None:
     places = [-np.log10(1 - percent / 100) for percent in PERCENTS]
     ticks = [50, 90, 99, 99.9]
     title = (
-        f"How long one touch takes, {settings['MiB']} MiB in {settings['MiB'] // SHARE} MiB "
+        f"How long a read or write takes, {settings['MiB']} MiB in {settings['MiB'] // SHARE} MiB "
         "(less is better)"
     )
     with drawing(path, 4.6, title) as picture:
@@ -303,33 +292,24 @@ def draw(result: Result, path: Path) -> None:
             one.grid(visible=True, axis="y")
 
 
-def main() -> None:
-    """Run from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
     add_source(parser)
     parser.add_argument("--mib", type=int, default=384, help="of the array touched (%(default)s)")
     parser.add_argument(
         "--workload-mib", type=int, default=192, help="of a workload's arrays (%(default)s)"
     )
-    parser.add_argument("--works", default=",".join(("touches", *WORKLOADS)))
-    parser.add_argument("--contenders", help="only these, with commas")
+    works = ["touches", *WORKLOADS]
+    parser.add_argument("--works", type=chosen(works), default=works, help="with commas")
+    names = [PLAIN, KERNEL, MEMMAP, *PAGED]
+    parser.add_argument("--contenders", type=chosen(names), default=names, help="with commas")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
         "--folder", default=tempfile.gettempdir(), help="of memmap's file (%(default)s)"
     )
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--plot", type=Path)
-    parser.add_argument("--show", type=Path, help="only show and draw what --json wrote")
-    options = parser.parse_args()
-    result = load(options.show) if options.show else measured(options)
-    show(result)
-    if options.json:
-        result.save(options.json)
-    if options.plot:
-        draw(result, options.plot)
 
 
-def measured(options: argparse.Namespace) -> Result:
+def measure(options: argparse.Namespace) -> Result:
     """Measure all contenders."""
     end_orderly()
     sizes = {
@@ -352,12 +332,13 @@ def measured(options: argparse.Namespace) -> Result:
         file.flush()
         measurement = Measurement(result, swap, file.fileno(), options.folder, sizes)
         names = measurement.contenders()
-        if options.contenders:
-            names = [name for name in names if name in options.contenders.split(",")]
-        for work in options.works.split(","):
+        names = [name for name in names if name in options.contenders]
+        for work in options.works:
             measurement.measure(work, names, options.rounds)
     return result
 
 
+SCRIPT = Script(__doc__, add_options, measure, tables, draw=draw)
+
 if __name__ == "__main__":
-    main()
+    SCRIPT.main()

@@ -1,7 +1,7 @@
 """Measure the pool: µs per object, memory held per byte stored, and the memory of the process.
 
     python examples/benchmarks/pool.py [--rounds 15] [--pages 8192] [--batches 8,64,256,1024]
-                                       [--largest 10000000] [--json FILE]
+                                       [--largest 10000000] [--json FILE | --show FILE]
                                        [--pid N | --file PATH | --workload KIND]
 
 Objects are pages of a real process, compressed with lz4. Small objects of 32 to 96 bytes show how a
@@ -20,34 +20,35 @@ memory  bytes held ÷ bytes stored, for several numbers of objects: after a fill
         which a random half is freed and filled again, and after compaction. For the largest number,
         the memory of the process in smaps is compared with the pool's own figures.
 
-A figure is the median of the batches. `fill` and `drain` are sums, because their batches differ.
+The value of a round is the median of its batches. `fill` and `drain` are sums over all objects,
+because their batches differ.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
-import os
-import platform
-import statistics
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import lz4.block
 import numpy as np
 
+from batchzip.bench.figure import Result
 from batchzip.bench.pages import PAGE, add_source, source_of, work_pages
+from batchzip.bench.script import Script, integers, progress
+from batchzip.bench.table import with_spread
 from batchzip.pool import Pool
 from batchzip.system.segment import Segment
-from batchzip.terminal.console import make_console
 from batchzip.terminal.table import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import argparse
+    from collections.abc import Callable, Iterator
 
     import numpy.typing as npt
+
+    from batchzip.bench.figure import Labels
 
 GOALS = {"allocate": 0.1, "release": 0.05}
 """µs per object in batches of 256."""
@@ -58,6 +59,10 @@ RATIOS = {200: 1.10, 4096: 1.03, 65_536: 1.02}
 COMPACTED = 1.03
 """The same after churn and compaction."""
 
+US, BYTES, RATIO = "µs per object", "bytes per object", "held ÷ stored"
+
+_BATCHES = 16
+"""Batches of each size in a round."""
 _FILL = 16
 _PIECE = 8 * PAGE
 _FLOOR_BYTES = 32 << 20
@@ -105,19 +110,22 @@ def fill(pool: Pool, objects: Objects, count: int) -> tuple[npt.NDArray[np.uint6
     return np.concatenate(parts), seconds
 
 
-def speed(objects: Objects, count: int, sizes: list[int], rounds: int) -> list[dict[str, Any]]:
+def measure_speed(
+    result: Result, objects: Objects, count: int, sizes: list[int], rounds: int
+) -> None:
     """Measure one number of objects with every batch size, in turns."""
+    labels: Labels = {"benchmark": "pool", "objects": objects.name, "count": count}
+    spent: dict[tuple[int, str], list[float]] = {}
+
+    def add(size: int, what: str, seconds: float, number: int) -> None:
+        spent.setdefault((size, what), []).append(seconds / number * 1e6)
+
     with Pool() as pool:
         handles, filling = fill(pool, objects, count)
-        tables = pool.table_bytes / count
-        put: dict[int, list[float]] = {size: [] for size in sizes}
-        free: dict[int, list[float]] = {size: [] for size in sizes}
-        copy: dict[int, list[float]] = {size: [] for size in sizes}
-        allocate: dict[int, list[float]] = {size: [] for size in sizes}
-        release: dict[int, list[float]] = {size: [] for size in sizes}
+        result.add(labels, "tables", BYTES, [pool.table_bytes / count])
         target = Segment(pool.held_bytes + PAGE, reserve=True)
         target.populate()
-        for _, size in itertools.product(range(rounds * 16), sizes):
+        for _, size in itertools.product(range(rounds * _BATCHES), sizes):
             rows, batch = objects.pick(count, size), objects.batch(size)
             stale = handles[rows]
             started = time.perf_counter()
@@ -125,9 +133,10 @@ def speed(objects: Objects, count: int, sizes: list[int], rounds: int) -> list[d
             freed = time.perf_counter()
             handles[rows] = pool.put_many(batch)
             done = time.perf_counter()
-            free[size].append((freed - started) / size)
-            put[size].append((done - freed) / size)
-            copy[size].append(_copy(target, batch, objects.pick(target.size - PAGE, size)) / size)
+            add(size, "free", freed - started, size)
+            add(size, "put", done - freed, size)
+            places = objects.pick(target.size - PAGE, size)
+            add(size, "copy", _copy(target, batch, places), size)
             rows, lengths = objects.pick(count, size), objects.lengths(size)
             stale = handles[rows]
             started = time.perf_counter()
@@ -136,8 +145,8 @@ def speed(objects: Objects, count: int, sizes: list[int], rounds: int) -> list[d
             pool.allocator.allocate(lengths[: len(stale)], stale)
             done = time.perf_counter()
             handles[rows] = stale
-            release[size].append((freed - started) / size)
-            allocate[size].append((done - freed) / size)
+            add(size, "release", freed - started, size)
+            add(size, "allocate", done - freed, size)
         target.close()
         draining = 0.0
         for at in range(0, count, _FILL):
@@ -145,22 +154,11 @@ def speed(objects: Objects, count: int, sizes: list[int], rounds: int) -> list[d
             started = time.perf_counter()
             pool.free_many(part)
             draining += time.perf_counter() - started
-    return [
-        {
-            "objects": objects.name,
-            "count": count,
-            "batch": size,
-            "put": statistics.median(put[size]) * 1e6,
-            "free": statistics.median(free[size]) * 1e6,
-            "copy": statistics.median(copy[size]) * 1e6,
-            "allocate": statistics.median(allocate[size]) * 1e6,
-            "release": statistics.median(release[size]) * 1e6,
-            "fill": filling / count * 1e6,
-            "drain": draining / count * 1e6,
-            "tables": tables,
-        }
-        for size in sizes
-    ]
+    result.add(labels, "fill", US, [filling / count * 1e6])
+    result.add(labels, "drain", US, [draining / count * 1e6])
+    for (size, what), values in spent.items():
+        medians = np.median(np.reshape(values, (rounds, _BATCHES)), axis=1)
+        result.add({**labels, "batch": size}, what, US, medians.tolist())
 
 
 def _copy(target: Segment, batch: list[bytes], places: npt.NDArray[np.int64]) -> float:
@@ -174,9 +172,9 @@ def _copy(target: Segment, batch: list[bytes], places: npt.NDArray[np.int64]) ->
     return time.perf_counter() - started
 
 
-def system_floor(rounds: int) -> dict[str, float]:
-    """Return the seconds per byte to allocate memory and to free it, in pieces of 8 pages."""
-    fresh, back = [], []
+def measure_system(result: Result, rounds: int) -> None:
+    """Measure how long the system takes to allocate memory and to free it, in pieces of 8 pages."""
+    spent: dict[str, list[float]] = {"fresh": [], "return": []}
     for _ in range(rounds):
         with Segment(_FLOOR_BYTES) as segment:
 
@@ -187,9 +185,10 @@ def system_floor(rounds: int) -> dict[str, float]:
             def take(at: int, segment: Segment = segment) -> None:
                 segment.release(at, _PIECE)
 
-            fresh.append(_every_piece(give))
-            back.append(_every_piece(take))
-    return {"fresh": statistics.median(fresh), "return": statistics.median(back)}
+            spent["fresh"].append(_every_piece(give) * 1e9)
+            spent["return"].append(_every_piece(take) * 1e9)
+    for what, values in spent.items():
+        result.add({"benchmark": "pool", "system": "memory"}, what, "ns per byte", values)
 
 
 def _every_piece(call: Callable[[int], None]) -> float:
@@ -199,15 +198,16 @@ def _every_piece(call: Callable[[int], None]) -> float:
     return (time.perf_counter() - started) / _FLOOR_BYTES
 
 
-def memory(objects: Objects, count: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Return the bytes held per byte stored, and the memory of the process at every step."""
-    ratios: dict[str, float] = {}
-    steps = [process_memory("before", None)]
+def measure_memory(result: Result, objects: Objects, count: int) -> None:
+    """Measure the bytes held per byte stored, and the memory of the process, at every step."""
+    labels: Labels = {"benchmark": "pool", "memory of": count}
     with Pool() as pool:
 
-        def note(name: str) -> None:
-            ratios[name] = pool.held_bytes / pool.stored_bytes
-            steps.append(process_memory(name, pool))
+        def note(step: str) -> None:
+            where = {**labels, "step": step}
+            result.add(where, "pool", RATIO, [pool.held_bytes / pool.stored_bytes])
+            for name, value in process_memory(pool).items():
+                result.add(where, name, "MiB", [value / 2**20])
 
         handles, _ = fill(pool, objects, count)
         note("filled")
@@ -223,9 +223,7 @@ def memory(objects: Objects, count: int) -> tuple[dict[str, float], list[dict[st
         pool.free_many(handles[count // 10 :])
         note("nine tenths freed")
         _compact(pool)
-        note("and compacted")
-    steps.append(process_memory("closed", None))
-    return ratios, steps
+        note("compacted again")
 
 
 def _compact(pool: Pool) -> None:
@@ -237,112 +235,131 @@ def _compact(pool: Pool) -> None:
             return
 
 
-def process_memory(name: str, pool: Pool | None) -> dict[str, Any]:
+def process_memory(pool: Pool) -> dict[str, int]:
     """Return the memory of this process and of the pool, in bytes."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
     sizes = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines}
     return {
-        "step": name,
-        "rss": sizes["Rss"],
+        "RSS": sizes["Rss"],
         "shared": sizes.get("Pss_Shmem", sizes["Shared_Dirty"]),
-        "held": pool.held_bytes if pool else 0,
-        "stored": pool.stored_bytes if pool else 0,
-        "tables": pool.table_bytes if pool else 0,
+        "held": pool.held_bytes,
+        "stored": pool.stored_bytes,
+        "tables": pool.table_bytes,
     }
 
 
-def show(rows: list[dict[str, Any]], floor: dict[str, float], means: dict[str, float]) -> None:
-    """Print the speeds."""
-    table = Table("µs an object, medians")
-    headings = ("", "count", "batch", "put", "copy", "free", "allocate", "release", "fill", "fresh")
-    for heading in headings:
-        table.add_column(heading, left=not heading)
-    for heading in ("drain", "return", "tables, B"):
-        table.add_column(heading)
-    for row in rows:
-        mean = means[row["objects"]]
-        cells = (
-            row["put"],
-            row["copy"],
-            row["free"],
-            row["allocate"],
-            row["release"],
-            row["fill"],
-            floor["fresh"] * mean * 1e6,
-            row["drain"],
-            floor["return"] * mean * 1e6,
-        )
-        table.add_row(
-            f"{row['objects']}, {mean:.0f} B",
-            f"{row['count']:,}",
-            str(row["batch"]),
-            *(f"{cell:.2f}" for cell in cells),
-            f"{row['tables']:.1f}",
-        )
-    make_console().print(table)
-    print(f"goals, batches of 256: allocate {GOALS['allocate']}, release {GOALS['release']}")
-
-
-def show_ratios(ratios: dict[int, dict[str, float]]) -> None:
-    """Print the memory of pools of several sizes."""
-    table = Table("held ÷ stored")
-    names = list(next(iter(ratios.values())))
-    for heading in ("objects", *names, "goals"):
-        table.add_column(heading)
-    for count, of in ratios.items():
-        cells = (f"{of[name]:.4f}" for name in names)
-        table.add_row(f"{count:,}", *cells, f"{RATIOS[count]:.2f}, {COMPACTED:.2f}")
-    make_console().print(table)
-
-
-def show_memory(steps: list[dict[str, Any]]) -> None:
-    """Print the memory of the process and of the pool."""
-    table = Table("MiB of the process and of the pool")
-    for heading in ("", "RSS", "shared", "held", "stored", "tables"):
-        table.add_column(heading, left=not heading)
-    for step in steps:
-        fields = ("rss", "shared", "held", "stored", "tables")
-        table.add_row(step["step"], *(f"{step[field] / 2**20:.1f}" for field in fields))
-    make_console().print(table)
-
-
-def main() -> None:
-    """Run from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
     add_source(parser)
-    parser.add_argument("--pages", type=int, default=8192, help="at most so many")
+    parser.add_argument("--pages", type=int, default=8192, help="at most (%(default)s)")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument(
-        "--batches", default="8,64,256,1024", help="objects of a batch, with commas"
+        "--batches", type=integers, default=[8, 64, 256, 1024], help="objects, with commas"
     )
     parser.add_argument("--largest", type=int, default=10_000_000, help="most small objects")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    sizes = [int(size) for size in options.batches.split(",")]
+
+
+def measure(options: argparse.Namespace) -> Result:
+    """Measure with the given options."""
     outputs = [
         lz4.block.compress(page.tobytes(), store_size=False)
         for page in work_pages(source_of(options), options.pages)
     ]
     real = Objects("lz4 pages", [output for output in outputs if len(output) < PAGE])
-    print(f"{platform.platform()}, Python {platform.python_version()}, {os.cpu_count()} CPUs")
-    print(f"load {os.getloadavg()[0]:.1f}, {options.rounds} rounds", flush=True)
-    small, rows = small_objects(), []
+    small = small_objects()
+    means = {one.name: round(one.mean) for one in (real, small)}
+    settings = {"source": source_of(options).name, "rounds": options.rounds, "bytes": means}
+    result = Result(settings, {"pool": "copy"})
     for objects, most in ((real, min(100_000, options.largest)), (small, options.largest)):
         count = 10_000
         while count <= most:
-            rows += speed(objects, count, sizes, options.rounds)
+            progress(f"{objects.name}, {count:,}")
+            measure_speed(result, objects, count, options.batches, options.rounds)
             count *= 10
-    floor = system_floor(options.rounds)
-    show(rows, floor, {"lz4 pages": real.mean, "small": small.mean})
-    ratios = {}
+    measure_system(result, options.rounds)
     for count in RATIOS:
-        ratios[count], steps = memory(real, count)
-    show_ratios(ratios)
-    show_memory(steps)
-    if options.json:
-        result = {"speed": rows, "floor": floor, "ratios": ratios, "memory": steps}
-        options.json.write_text(json.dumps(result, indent=2))
+        progress(f"memory of {count:,} objects")
+        measure_memory(result, real, count)
+    return result
 
+
+def tables(result: Result) -> Iterator[Table]:
+    """Yield the speeds, the memory of pools of several sizes, and that of the process."""
+    floor = {one.contender: one.median for one in result.of(system="memory")}
+    calls = ("put", "copy", "free", "allocate", "release")
+    table = Table("µs per object, in batches")
+    for place, heading in enumerate(("objects", "count", "batch", *calls)):
+        table.add_column(heading, left=not place)
+    others = Table("µs per object to fill and to drain a pool, and bytes of tables per object")
+    for heading in ("objects", "count", "fill", "fresh", "drain", "return", "tables, bytes"):
+        others.add_column(heading)
+    for objects in result.names("objects"):
+        mean = result.settings["bytes"][objects]
+        name = f"{objects}, {mean} bytes"
+        for count in result.names("count", objects=objects):
+            for batch in result.names("batch", objects=objects, count=count):
+                found = result.of(objects=objects, count=count, batch=batch)
+                of = {one.contender: one.spread for one in found}
+                cells = (with_spread(of[call]) for call in calls)
+                table.add_row(name, f"{count:,}", str(batch), *cells)
+            table.add_section()
+            of = {one.contender: one.spread for one in result.of(objects=objects, count=count)}
+            others.add_row(
+                name,
+                f"{count:,}",
+                f"{of['fill'].median:.2f}",
+                f"{floor['fresh'] * mean / 1e3:.2f}",
+                f"{of['drain'].median:.2f}",
+                f"{floor['return'] * mean / 1e3:.2f}",
+                f"{of['tables'].median:.1f}",
+            )
+    yield table
+    yield others
+    yield from _memory_tables(result)
+
+
+def _memory_tables(result: Result) -> Iterator[Table]:
+    steps = result.names("step")
+    table = Table("held ÷ stored; in brackets, the goal")
+    table.add_column("objects")
+    for step in steps:
+        table.add_column(str(step))
+    counts = [int(count) for count in result.names("memory of")]
+    for count in counts:
+        of = {
+            one.labels["step"]: one.median
+            for one in result.of(**{"memory of": count})
+            if one.quantity == RATIO
+        }
+        goals = {"filled": RATIOS.get(count), "compacted": COMPACTED}
+        cells = []
+        for step in steps:
+            goal = goals.get(str(step))
+            cells.append(f"{of[step]:.4f}" + ("" if goal is None else f" ({goal:.2f})"))
+        table.add_row(f"{count:,}", *cells)
+    yield table
+    table = Table(f"MiB of the process and of the pool, {max(counts):,} objects")
+    names = ("RSS", "shared", "held", "stored", "tables")
+    for heading in ("", *names):
+        table.add_column(heading)
+    for step in steps:
+        found = result.of(**{"memory of": max(counts)}, step=step)
+        sizes = {one.contender: one.median for one in found}
+        table.add_row(str(step), *(f"{sizes[name]:.1f}" for name in names))
+    yield table
+
+
+def goals(result: Result) -> Iterator[str]:
+    """Yield a line per goal of the calls of the core, and whether it is reached."""
+    for one in result.of(batch=256):
+        if one.contender in GOALS:
+            most = GOALS[one.contender]
+            what = f"{one.labels['objects']}, {one.labels['count']:,}, {one.contender}"
+            verdict = "reached" if one.median <= most else "missed"
+            yield f"{what}: {one.median:.3f} µs per object, at most {most:g}: {verdict}"
+
+
+SCRIPT = Script(__doc__, add_options, measure, tables, goals)
 
 if __name__ == "__main__":
-    main()
+    SCRIPT.main()

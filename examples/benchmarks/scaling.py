@@ -3,7 +3,7 @@
     python examples/benchmarks/scaling.py [--lanes 1,2,4,8,15] [--rounds 9] [--pages 8192]
                                           [--batch 1024] [--algorithms lz4,zstd:1]
                                           [--pid N | --file PATH | --workload KIND]
-                                          [--json FILE] [--plot PNG]
+                                          [--json FILE | --show FILE] [--plot PNG]
 
 A lane compresses or restores pages. The caller is one lane, and each of the engine's workers is
 another. `bare` is a loop of codec calls on one core. The limit consists of as many such loops as
@@ -28,45 +28,51 @@ lanes. Numbers in parentheses were measured with the same number of lanes.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
 import statistics
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from simulation import simulate
 
 import batchzip
 from batchzip.bench.algorithm import DEFAULT, parse_algorithms
+from batchzip.bench.compress import BASELINE, QUANTITY
 from batchzip.bench.compressors import Bare, InArena, Load, OfEngine
-from batchzip.bench.figure import describe_machine
+from batchzip.bench.figure import Result
 from batchzip.bench.limit import Limit
 from batchzip.bench.pages import add_source, source_of, work_pages
 from batchzip.bench.peers import available
-from batchzip.bench.rounds import seconds, speed, spread, timed
-from batchzip.bench.style import OWN, REFERENCE, drawing, require_matplotlib
+from batchzip.bench.rounds import seconds, timed
+from batchzip.bench.script import Script, integers, progress
+from batchzip.bench.spread import speed, spread
+from batchzip.bench.style import OWN, REFERENCE, drawing
+from batchzip.bench.table import LIMIT
 from batchzip.system.cpus import usable_cpus
-from batchzip.terminal.console import make_console
 from batchzip.terminal.table import Table
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from batchzip.bench.algorithm import Algorithm
     from batchzip.bench.compressors import Compressor, Work
+    from batchzip.bench.figure import Labels
     from batchzip.bench.pages import Pages
-    from batchzip.bench.rounds import Spread
+    from batchzip.bench.spread import Spread
 
 OPERATIONS = ("compress", "decompress")
 
-ENGINES = ("threads", "workers", "arena")
+ENGINES = ("threads", "workers", "workers, arena")
 """Contenders with lanes."""
 
 SIMULATED_LANES = 16
+
+CPU = "CPU µs per page"
+BUSY, INLINE, HANDED = "caller busy, s", "pages that the caller did", "pages handed over"
 
 
 @dataclass
@@ -99,7 +105,7 @@ class Step:
     def page_us(self) -> float:
         """Return the time of a lane for a page while all lanes are busy."""
         cpu_us = {name: statistics.median(values) for name, values in self.cpu_us.items()}
-        return cpu_us["sequential"] * cpu_us["limit"] / cpu_us["bare"]
+        return cpu_us["sequential"] * cpu_us[LIMIT] / cpu_us[BASELINE]
 
     def serial(self, name: str) -> Spread | None:
         """Return the owner's serial part of a page. Return None if it handed over no page."""
@@ -176,9 +182,9 @@ def step(
         for operation in OPERATIONS:
             limit.cpu_s.clear()
             calls: dict[str, Callable[[], float]] = {
-                "limit": partial(limit.seconds, operation, len(pages))
+                LIMIT: partial(limit.seconds, operation, len(pages))
             }
-            cpu_s: dict[str, list[float]] = {"limit": limit.cpu_s}
+            cpu_s: dict[str, list[float]] = {LIMIT: limit.cpu_s}
             owners: dict[str, Owner] = {}
             for one in everybody:
                 work = one.compressing(size) if operation == "compress" else one.restoring(size)
@@ -197,11 +203,48 @@ def step(
             yield Step(algorithm.label, operation, lanes, us, cpu_us, owners)
 
 
+def add_step(result: Result, one: Step) -> None:
+    """Add the figures of a step."""
+    labels: Labels = {"benchmark": "scaling", "algorithm": one.algorithm}
+    labels |= {"operation": one.operation, "lanes": one.lanes}
+    for quantity, of in ((QUANTITY, one.us), (CPU, one.cpu_us)):
+        for name, values in of.items():
+            result.add(labels, name, quantity, values)
+    for name, owner in one.owners.items():
+        result.add(labels, name, BUSY, owner.busy_s)
+        result.add(labels, name, INLINE, owner.inline)
+        result.add(labels, name, HANDED, owner.handed)
+
+
+def steps_of(result: Result) -> list[Step]:
+    """Return the steps of a result, sorted."""
+    found: dict[tuple[str, str, int], Step] = {}
+    for one in result.figures:
+        labels, name = one.labels, one.contender
+        key = str(labels["algorithm"]), str(labels["operation"]), int(labels["lanes"])
+        step = found.setdefault(key, Step(*key, {}, {}, {}))
+        if one.quantity == QUANTITY:
+            step.us[name] = list(one.values)
+        elif one.quantity == CPU:
+            step.cpu_us[name] = list(one.values)
+        else:
+            owner = step.owners.setdefault(name, Owner())
+            if one.quantity == BUSY:
+                owner.busy_s = list(one.values)
+            else:
+                pages = [int(value) for value in one.values]
+                if one.quantity == INLINE:
+                    owner.inline = pages
+                else:
+                    owner.handed = pages
+    return [found[key] for key in sorted(found)]
+
+
 def steps_table(steps: list[Step]) -> Table:
     """Return the table of throughput by lanes."""
-    table = Table("times as fast as bare, and ÷ limit; medians of rounds")
+    table = Table("times as fast as bare, and ÷ limit")
     names = [name for name in ENGINES if any(name in one.us for one in steps)]
-    for heading in ("", "", "lanes", "bare µs", "limit", "sequential"):
+    for heading in ("", "", "lanes", "bare µs", LIMIT, "sequential"):
         table.add_column(heading, left=not heading)
     for name in names:
         table.add_column(name)
@@ -209,9 +252,9 @@ def steps_table(steps: list[Step]) -> Table:
     for one in steps:
         cells = [one.algorithm, one.operation, str(one.lanes)]
         cells.append(f"{statistics.median(one.us['bare']):.2f}")
-        cells += [f"{one.speed(name, 'bare').median:.2f}" for name in ("limit", "sequential")]
+        cells += [f"{one.speed(name, 'bare').median:.2f}" for name in (LIMIT, "sequential")]
         for name in names:
-            bases = ("bare", "limit") if name in one.us else ()
+            bases = (BASELINE, LIMIT) if name in one.us else ()
             cells += [f"{one.speed(name, base).median:.2f}" for base in bases] or ["", ""]
         table.add_row(*cells)
     return table
@@ -260,13 +303,15 @@ def simulations(steps: list[Step], batch: int) -> Iterator[Simulated]:
     for algorithm, operation in dict.fromkeys((one.algorithm, one.operation) for one in steps):
         mine = [one for one in steps if (one.algorithm, one.operation) == (algorithm, operation)]
         most = max(mine, key=lambda one: one.lanes)
-        bare_us = statistics.median(most.cpu_us["bare"])
+        bare_us = statistics.median(most.cpu_us[BASELINE])
         page_us = most.page_us()
         for name in most.owners:
             serial = most.serial(name)
             if serial is None:
                 continue
-            measured = {one.lanes: one.speed(name, "bare").median for one in mine if name in one.us}
+            measured = {
+                one.lanes: one.speed(name, BASELINE).median for one in mine if name in one.us
+            }
             simulated = {
                 lanes: bare_us / simulate(lanes, batch, page_us, serial.median)
                 for lanes in sorted({*measured, SIMULATED_LANES})
@@ -277,7 +322,7 @@ def simulations(steps: list[Step], batch: int) -> Iterator[Simulated]:
 def simulated_table(found: list[Simulated]) -> Table:
     """Return the table of simulated speeds, with measured ones in parentheses."""
     table = Table(
-        "SIMULATION, not measured: times as fast as bare (measured, where it was)",
+        "SIMULATION: times as fast as bare, simulated (measured)",
     )
     lanes = sorted({number for one in found for number in one.simulated})
     for heading in ("", "", "", "serial µs", "page µs"):
@@ -295,7 +340,7 @@ def simulated_table(found: list[Simulated]) -> Table:
     return table
 
 
-_LINES = {"limit": REFERENCE, "threads": OWN[0], "workers": OWN[2], "arena": OWN[3]}
+_LINES = {LIMIT: REFERENCE, "threads": OWN[0], "workers": OWN[2], "workers, arena": OWN[3]}
 
 
 def draw(steps: list[Step], path: Path) -> None:
@@ -310,7 +355,10 @@ def draw(steps: list[Step], path: Path) -> None:
             for name, style in _LINES.items():
                 # With one lane, the caller works alone with any backend.
                 points = [
-                    (one.lanes, one.speed(name if name in one.us else "sequential", "bare").median)
+                    (
+                        one.lanes,
+                        one.speed(name if name in one.us else "sequential", BASELINE).median,
+                    )
                     for one in mine
                 ]
                 if any(name in one.us for one in mine):
@@ -322,78 +370,55 @@ def draw(steps: list[Step], path: Path) -> None:
             axes.grid(visible=True, axis="y")
 
 
-def main() -> None:
-    """Run from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
     add_source(parser)
-    parser.add_argument("--lanes", help="with commas; all up to the CPUs unless given")
+    lanes = list(range(1, usable_cpus() + 1))
+    parser.add_argument(
+        "--lanes", type=integers, default=lanes, help="with commas (all up to the CPUs)"
+    )
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--pages", type=int, default=8192)
     parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--algorithms", default=DEFAULT, help="with commas (%(default)s)")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--plot", type=Path)
-    parser.add_argument("--show", type=Path, help="only show and draw what --json wrote")
-    options = parser.parse_args()
-    if options.plot:
-        require_matplotlib()
-    if options.show:
-        document = json.loads(options.show.read_text(encoding="utf-8"))
-    else:
-        document = measured(options)
-    steps = [
-        Step(**{**one, "owners": {name: Owner(**of) for name, of in one["owners"].items()}})
-        for one in document["steps"]
-    ]
-    machine, settings = document["machine"], document["settings"]
-    print(f"{machine['platform']}, {machine['processor']}, {machine['cpus']} CPUs")
-    print(", ".join(f"{name} {version}" for name, version in machine["versions"].items()))
-    print(", ".join(f"{name} {value}" for name, value in settings.items()))
-    found = list(simulations(steps, settings["batch"]))
-    for table in (
-        steps_table(steps),
-        serial_table(steps),
-        *([simulated_table(found)] * bool(found)),
-    ):
-        make_console().print(table)
-    if not found:
-        print("missing: the simulation: nothing was handed over, or there was one lane only")
-    for text in document["notes"]:
-        print(f"missing: {text}")
-    if options.json:
-        document["simulations"] = [asdict(one) for one in found]
-        options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    if options.plot:
-        draw(steps, options.plot)
 
 
-def measured(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure with the given options. Return the results as plain dicts for JSON."""
-    lanes = list(range(1, usable_cpus() + 1))
-    if options.lanes:
-        lanes = sorted({int(number) for number in options.lanes.split(",")})
+def measure(options: argparse.Namespace) -> Result:
+    """Measure with the given options."""
     pages = work_pages(source_of(options), options.pages)
-    notes: list[str] = []
-    steps = [
-        one
-        for algorithm in parse_algorithms(options.algorithms)
-        for number in lanes
-        for one in step(algorithm, pages, number, options, notes.append)
-    ]
-    steps.sort(key=lambda one: (one.algorithm, one.operation, one.lanes))
-    return {
-        "machine": describe_machine(),
-        "settings": {
-            "source": source_of(options).name,
-            "pages": len(pages),
-            "batch": options.batch,
-            "rounds": options.rounds,
-            "lanes": lanes,
-        },
-        "notes": list(dict.fromkeys(notes)),
-        "steps": [asdict(one) for one in steps],
-    }
+    settings = {"source": source_of(options).name, "pages": len(pages), "batch": options.batch}
+    lanes = sorted(set(options.lanes))
+    result = Result({**settings, "rounds": options.rounds, "lanes": lanes}, {"scaling": BASELINE})
+    for algorithm in parse_algorithms(options.algorithms):
+        for number in lanes:
+            progress(f"{algorithm.label}, {number} lanes")
+            for one in step(algorithm, pages, number, options, result.note):
+                add_step(result, one)
+    return result
 
+
+def tables(result: Result) -> Iterator[Table]:
+    """Yield the tables of speeds, of serial parts, and of the simulation."""
+    steps = steps_of(result)
+    yield steps_table(steps)
+    if any(one.owners for one in steps):
+        yield serial_table(steps)
+    if found := list(simulations(steps, result.settings["batch"])):
+        yield simulated_table(found)
+
+
+def remarks(result: Result) -> Iterator[str]:
+    """Yield a line if there is nothing to simulate from."""
+    if not list(simulations(steps_of(result), result.settings["batch"])):
+        yield "no simulation: nothing was handed over, or there was only one lane"
+
+
+def draw_result(result: Result, path: Path) -> None:
+    """Draw the picture of a result."""
+    draw(steps_of(result), path)
+
+
+SCRIPT = Script(__doc__, add_options, measure, tables, remarks, draw_result)
 
 if __name__ == "__main__":
-    main()
+    SCRIPT.main()

@@ -1,7 +1,8 @@
 """Break down the time of one load and one store into steps, in ns.
 
     python examples/benchmarks/steps.py [--algorithm lz4] [--pages 4096] [--rounds 25] [--cpu]
-                                        [--folios 1,256] [--pid N | --file PATH | --workload KIND]
+                                        [--folios 1,256] [--json FILE | --show FILE]
+                                        [--pid N | --file PATH | --workload KIND]
     perf record -e cpu-clock -D 3000 python examples/benchmarks/steps.py --repeat load
                                         # or store; runs for 10 s
 
@@ -30,7 +31,6 @@ The second table compares single loads with the bare call, by kind and length of
 
 from __future__ import annotations
 
-import argparse
 import time
 from functools import partial
 from itertools import pairwise
@@ -41,23 +41,35 @@ import numpy as np
 from batchzip import Engine, SwapStore
 from batchzip.bench.algorithm import parse_algorithms
 from batchzip.bench.compressors import bare_calls, each
+from batchzip.bench.figure import Result
 from batchzip.bench.pages import PAGE, add_source, source_of, work_pages
-from batchzip.bench.rounds import in_pieces, of_pages
+from batchzip.bench.rounds import BLOCK, in_pieces, us_per_page
+from batchzip.bench.script import Script, integers, progress
 from batchzip.core.folio import Folio
 from batchzip.core.gather import gather
 from batchzip.core.gather import load as core_load
+from batchzip.errors import BadArgument
 from batchzip.store.arguments import as_pages, as_range
-from batchzip.terminal.console import make_console
 from batchzip.terminal.table import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import argparse
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
 
     from batchzip.bench.algorithm import Algorithm
+    from batchzip.bench.figure import Labels
     from batchzip.bench.pages import Pages
     from batchzip.core.gather import Gathered
 
+    Times = dict[str, NDArray[np.float64]]
+    """ns per page by step: a value for each block of rounds."""
+
 PIECE = 256
+NS = "ns per page"
+WHOLE, BARE = "whole", "bare call"
+PART_OF = "of which "
 _GROUPS = 5
 """Pages per group of similar output lengths."""
 
@@ -91,14 +103,21 @@ class Steps:
         self._room = np.zeros((PIECE, PAGE), np.uint8)
         self._out = memoryview(bytearray(PAGE))
 
-    def measured(self, rounds: int, calls: dict[str, Callable[[int], object]]) -> dict[str, float]:
-        """Time each call with each piece. Return ns per page."""
+    def measured(self, rounds: int, calls: dict[str, Callable[[int], object]]) -> Times:
+        """Time each call with each piece. Return ns per page, a value for each block of rounds."""
         found = in_pieces(calls, self.pieces, rounds, clock=self.clock)
-        return {name: of_pages(spent, self.pieces * PIECE) * 1e3 for name, spent in found.items()}
+        count = self.pieces * PIECE
+        return {name: np.array(us_per_page(spent, count)) * 1e3 for name, spent in found.items()}
+
+    def _median(self, values: list[float], rounds: int) -> NDArray[np.float64]:
+        """Return the median of all pieces for each block of rounds, without the warm-up round."""
+        by_round = np.array(values[self.pieces :]).reshape(rounds, self.pieces)
+        blocks = np.array_split(by_round, max(1, rounds // BLOCK))
+        return np.array([np.median(block) for block in blocks])
 
     # One load.
 
-    def load(self, rounds: int) -> tuple[dict[str, float], float, float]:
+    def load(self, rounds: int) -> Times:
         """Return the times of a load's steps, of a load, and of the bare call on the same bytes."""
         entries, out = self._entries, self._out
         coders = self.engine.backend.coders
@@ -146,17 +165,18 @@ class Steps:
                 "bare": lambda piece: each(self._decompress, self._sources[piece]),
             },
         )
-        found = {
+        return {
             "call": ns["kind"] - ns["loop"],
             "arguments": ns["filled"] - ns["core"],
             "lookup": ns["look up"],
             "copy": ns["gather"] - ns["look up"],
-            **{name: float(np.median(values)) for name, values in steps.items()},
+            **{name: self._median(values, rounds) for name, values in steps.items()},
             "result": ns["core"] - ns["core to"],
+            WHOLE: ns["load"],
+            BARE: ns["bare"],
         }
-        return found, ns["load"], ns["bare"]
 
-    def by_length(self, rounds: int) -> list[tuple[str, float, float | None]]:
+    def by_length(self, rounds: int) -> dict[str, Times]:
         """Return the kind and length of the stored bytes, and the ns of a load and a bare call."""
         noise = np.random.default_rng(3).integers(0, 256, (PIECE, PAGE), np.uint8)
         by_length = np.argsort([len(output) for output in self._outputs])
@@ -183,11 +203,14 @@ class Steps:
                 own = [[sources[name][index] for index in some] for some in self._indices]
                 calls[f"bare {name}"] = partial(_each_of, self._decompress, own)
         ns = self.measured(rounds, calls)
-        return [(name, ns[name], ns.get(f"bare {name}")) for name in firsts]
+        return {
+            name: {"load": ns[name]} | ({BARE: ns[f"bare {name}"]} if f"bare {name}" in ns else {})
+            for name in firsts
+        }
 
     # A folio.
 
-    def folio(self, size: int, rounds: int) -> tuple[dict[str, float], float, float]:
+    def folio(self, size: int, rounds: int) -> Times:
         """Return ns per page of the steps of replacing a folio, of the whole, and the bare call."""
         folios = [
             page.reshape(-1) if size == 1 else page
@@ -249,16 +272,17 @@ class Steps:
             },
         )
         # Between two steps the clock itself is read once.
-        medians = {name: float(np.median(some)) - ns["clock"] for name, some in steps.items()}
+        medians = {name: self._median(some, rounds) - ns["clock"] for name, some in steps.items()}
         published = medians.pop("published")
-        found = {
+        return {
             "arguments": ns["arguments"],
             **medians,
-            "  of which copy and test": ns["filled"],
-            "  of which codec": ns["bare"],
+            f"{PART_OF}copy and test": ns["filled"],
+            f"{PART_OF}codec": ns["bare"],
             "published": published,
+            WHOLE: ns["whole"],
+            BARE: ns["bare"],
         }
-        return found, ns["whole"], ns["bare"]
 
     def repeat(self, what: str) -> None:
         """Repeat one operation, for a profiler."""
@@ -276,60 +300,94 @@ def _each_of(call: Callable[[Any], object], arguments: list[list[Any]], piece: i
     each(call, arguments[piece])
 
 
-def show(title: str, steps: dict[str, float], whole: float, bare: float) -> None:
-    """Print the steps and the unexplained rest."""
-    table = Table(title)
-    table.add_column("")
-    table.add_column("ns per page")
-    for name, ns in steps.items():
-        table.add_row(name, f"{ns:.0f}")
-    told = sum(ns for name, ns in steps.items() if not name.startswith(" "))
-    table.add_row("rest", f"{whole - told:.0f}")
-    table.add_section()
-    table.add_row("whole", f"{whole:.0f}")
-    table.add_row("bare call", f"{bare:.0f}")
-    make_console().print(table)
-
-
-def main() -> None:
-    """Run from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
     add_source(parser)
     parser.add_argument("--algorithm", default="lz4", help="(%(default)s)")
-    parser.add_argument("--folios", default="1,256", help="pages stored together, with commas")
-    parser.add_argument("--pages", type=int, default=4096, help="at most so many")
+    parser.add_argument(
+        "--folios", type=integers, default=[1, 256], help="pages stored together, with commas"
+    )
+    parser.add_argument("--pages", type=int, default=4096, help="at most (%(default)s)")
     parser.add_argument("--rounds", type=int, default=25)
-    parser.add_argument("--cpu", action="store_true", help="time of CPU, of this thread")
+    parser.add_argument("--cpu", action="store_true", help="CPU time of the calling thread")
     parser.add_argument("--repeat", choices=("load", "store"), help="only this, for a profiler")
-    options = parser.parse_args()
+
+
+def measure(options: argparse.Namespace) -> Result:
+    """Measure with the given options."""
     (algorithm,) = parse_algorithms(options.algorithm)
-    folios = [int(size) for size in options.folios.split(",")]
-    if not all(PIECE % size == 0 for size in folios):
-        parser.error(f"the sizes of folios divide {PIECE}")
+    if not all(PIECE % size == 0 for size in options.folios):
+        raise BadArgument(f"--folios has sizes that divide {PIECE}")
     pages = work_pages(source_of(options), options.pages)
     pages = pages[: len(pages) - len(pages) % PIECE]
     if not len(pages):
-        parser.error(f"at least {PIECE} pages are needed")
+        raise BadArgument(f"there are fewer than {PIECE} pages: at least {PIECE} are needed")
+    settings = {"source": source_of(options).name, "pages": len(pages), "rounds": options.rounds}
+    result = Result({**settings, "clock": "CPU" if options.cpu else "wall"}, {"steps": BARE})
     clock = time.thread_time if options.cpu else time.perf_counter
     with Engine(algorithm.name, backend="sequential", **algorithm.parameters) as engine:
         steps = Steps(engine, algorithm, pages, clock)
         with steps.store:
             if options.repeat:
                 steps.repeat(options.repeat)
-                return
-            name = f"{algorithm.label}, {steps.mean:.0f} bytes stored"
-            show(f"one load, {name}", *steps.load(options.rounds))
-            table = Table("one load, by what is stored")
-            for head in ("", "load, ns", "bare call, ns"):
-                table.add_column(head, left=not head)
-            for kind, ns, bare in steps.by_length(options.rounds):
-                table.add_row(kind, f"{ns:.0f}", "" if bare is None else f"{bare:.0f}")
-            make_console().print(table)
-            for size in folios:
-                show(
-                    f"stored again in folios of {size}, {name}", *steps.folio(size, options.rounds)
-                )
+                return result
+            labels: Labels = {"benchmark": "steps", "algorithm": algorithm.label}
 
+            def add(operation: str, part: str, times: Times) -> None:
+                for name, values in times.items():
+                    where = {**labels, "operation": operation, "part": part}
+                    result.add(where, name, NS, values.tolist())
+
+            progress("one load")
+            stored = f"{steps.mean:.0f} bytes stored"
+            add("one load", stored, steps.load(options.rounds))
+            for kind, times in steps.by_length(options.rounds).items():
+                add(BY_LENGTH, kind, times)
+            for size in options.folios:
+                progress(f"folios of {size}")
+                times = steps.folio(size, options.rounds)
+                add(f"stored again in folios of {size}", stored, times)
+    return result
+
+
+BY_LENGTH = "one load, by what is stored"
+
+
+def tables(result: Result) -> Iterator[Table]:
+    """Yield a table of the steps of each operation, and of loads by length."""
+    for operation in result.names("operation"):
+        figures = result.of(operation=operation)
+        if operation == BY_LENGTH:
+            yield _by_length_table(result)
+            continue
+        labels = figures[0].labels
+        table = Table(f"{operation}, {labels['algorithm']}, {labels['part']}: {NS}")
+        table.add_column("step")
+        table.add_column("ns")
+        of = {one.contender: one.median for one in figures}
+        whole, bare = of.pop(WHOLE), of.pop(BARE)
+        for name, ns in of.items():
+            table.add_row(name, f"{ns:.0f}")
+        told = sum(ns for name, ns in of.items() if not name.startswith(PART_OF))
+        table.add_row("rest", f"{whole - told:.0f}")
+        table.add_section()
+        table.add_row(WHOLE, f"{whole:.0f}")
+        table.add_row(BARE, f"{bare:.0f}")
+        yield table
+
+
+def _by_length_table(result: Result) -> Table:
+    table = Table(f"{BY_LENGTH}: {NS}")
+    for head in ("", "load", BARE):
+        table.add_column(head)
+    for kind in result.names("part", operation=BY_LENGTH):
+        of = {one.contender: one for one in result.of(operation=BY_LENGTH, part=kind)}
+        cells = (f"{of[name].median:.0f}" if name in of else "" for name in ("load", BARE))
+        table.add_row(str(kind), *cells)
+    return table
+
+
+SCRIPT = Script(__doc__, add_options, measure, tables)
 
 if __name__ == "__main__":
-    main()
+    SCRIPT.main()

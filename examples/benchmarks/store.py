@@ -3,13 +3,14 @@
     python examples/benchmarks/store.py [--parts store,load,many,clients,rivals] [--rounds 15]
                                         [--folios 1,8,64,256] [--batches 8,64,256,1024]
                                         [--algorithms lz4,zstd:1] [--backends sequential,threads]
-                                        [--pages 8192] [--threads 8] [--cpu] [--json FILE]
+                                        [--pages 8192] [--threads 8] [--cpu]
+                                        [--json FILE | --show FILE]
                                         [--pid N | --file PATH | --workload KIND]
 
 Pages are those of a real process, shuffled, without same-filled ones. `bare` is a Python loop of
 codec calls. Contenders run in the same rounds and take turns at pieces of 256 pages. None works on
-a piece that another one has just brought into the cache. A piece counts with its median over the
-rounds.
+a piece that another one has just brought into the cache. A value is that of three rounds, in which
+each piece counts with its median.
 
 With --cpu, the seconds of store, load and many are CPU times of the calling thread. This helps on a
 machine that is busy with other work. It is correct only with the sequential backend, which does all
@@ -35,16 +36,11 @@ rivals   a dict of compressed bytes, zict.Func over a dict, and blosc2 (batchzip
 from __future__ import annotations
 
 import argparse
-import json
 import mmap
-import os
-import platform
-import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,11 +53,12 @@ from batchzip.bench.held import pss_growth
 from batchzip.bench.limit import Limit
 from batchzip.bench.pages import PAGE, add_source, source_of, work_pages
 from batchzip.bench.peer_stores import contenders
-from batchzip.bench.rounds import in_pieces, of_pages, seconds, spread
+from batchzip.bench.rounds import in_pieces, seconds, us_per_page
+from batchzip.bench.script import Script, chosen, integers, progress
+from batchzip.bench.spread import speed, spread
 from batchzip.bench.stores import FOLIO_PAGES
-from batchzip.system.cpus import usable_cpus
+from batchzip.errors import BadArgument
 from batchzip.system.segment import Segment
-from batchzip.terminal.console import make_console
 from batchzip.terminal.table import Table
 
 if TYPE_CHECKING:
@@ -70,10 +67,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from batchzip.bench.algorithm import Algorithm
+    from batchzip.bench.figure import Figure, Labels
     from batchzip.bench.pages import Pages
+    from batchzip.bench.spread import Spread
     from batchzip.bench.stores import Store
-
-    Row = dict[str, Any]
 
 PARTS = ("store", "load", "many", "clients", "rivals")
 
@@ -87,6 +84,8 @@ RIVALS = ("dict", "zict", "blosc2 page", "blosc2 1 MiB")
 OWN = ("sequential", "threads")
 
 PIECE = 256
+US, HELD = "µs per page", "held ÷ size"
+CLIENTS, PROCESSES = "store and load", "processes"
 MACHINE_PAGE = mmap.PAGESIZE
 _OUTPUT_BYTES = PAGE + 64
 _HELD_COPIES = 4
@@ -97,9 +96,14 @@ class Bench:
     """An algorithm, an engine with one backend, and the pages in all needed forms."""
 
     def __init__(
-        self, algorithm: Algorithm, backend: str, load: Load, clock: Callable[[], float]
+        self,
+        result: Result,
+        algorithm: Algorithm,
+        backend: str,
+        load: Load,
+        clock: Callable[[], float],
     ) -> None:
-        self.algorithm, self.backend, self.clock = algorithm, backend, clock
+        self.result, self.algorithm, self.backend, self.clock = result, algorithm, backend, clock
         self.engine = batchzip.Engine(algorithm.name, backend=backend, **algorithm.parameters)
         self.engine.wait_ready(60)
         self.load = load
@@ -107,10 +111,18 @@ class Bench:
         self.pieces = len(self.pages) // PIECE
         self.compress, self.decompress = bare_calls(algorithm)
 
-    def row(self, what: str, batch: int, us: dict[str, float], **more: Any) -> Row:
-        """Return a row of the report."""
-        labels = {"algorithm": self.algorithm.label, "backend": self.backend}
-        return {**labels, "what": what, "batch": batch, "us": us, **more}
+    def add(self, part: str, batch: int, us: dict[str, list[float]]) -> None:
+        """Add the figures of a case."""
+        labels: Labels = {"benchmark": "store", "part": part, "algorithm": self.algorithm.label}
+        labels |= {"backend": self.backend, "batch": batch}
+        for name, values in us.items():
+            self.result.add(labels, name, US, values)
+
+    def add_pieces(self, part: str, batch: int, found: dict[str, NDArray[np.float64]]) -> None:
+        """Add the figures of a case from the seconds of `in_pieces`."""
+        count = next(iter(found.values())).shape[1] * (batch if part == "many" else PIECE)
+        us = {name: us_per_page(spent, count) for name, spent in found.items()}
+        self.add(part, batch, us)
 
     def of(self, piece: int) -> range:
         """Return the numbers of a piece's pages."""
@@ -118,10 +130,9 @@ class Bench:
 
     # Parts.
 
-    def store_rows(self, size: int, rounds: int) -> list[Row]:
+    def store_folios(self, size: int, rounds: int) -> None:
         """Measure stores of new and of replaced folios of `size`."""
         engine, pages = self.engine, self.pages
-        size = min(size, PIECE)
         batch = batchzip.CompressBatch(engine.arena(size), dsts=engine.arena(size, _OUTPUT_BYTES))
         # As callers pass them: a single page as such, several as an array.
         folios = [
@@ -173,22 +184,9 @@ class Bench:
                 clock=self.clock,
             )
         end()
-        base = "bare" if self.backend == "sequential" else "engine"
-        count = self.pieces * PIECE
-        us = {name: of_pages(spent, count) for name, spent in found.items()}
-        return [
-            self.row(
-                f"store {name}",
-                size,
-                us,
-                value=us[name] - us[base],
-                spread=_quartiles((found[name] - found[base]).sum(axis=1) / count * 1e6),
-                goal=STORE_GOALS.get(size),
-            )
-            for name in ("new", "again")
-        ]
+        self.add_pieces("store", size, found)
 
-    def load_rows(self, rounds: int) -> list[Row]:
+    def load_pages(self, rounds: int) -> None:
         """Measure single loads."""
         order: list[list[int]] = []
         sources: list[list[bytes]] = []
@@ -224,21 +222,9 @@ class Bench:
                 begin,
                 clock=self.clock,
             )
-        count = self.pieces * PIECE
-        us = {name: of_pages(spent, count) for name, spent in found.items()}
-        return [
-            self.row(
-                name,
-                1,
-                us,
-                value=us[name] / us["bare"],
-                spread=_quartiles(found[name].sum(axis=1) / found["bare"].sum(axis=1)),
-                goal=LOAD_GOAL if name == "load" else None,
-            )
-            for name in ("load", "load, out=", "load, exclusive")
-        ]
+        self.add_pieces("load", 1, found)
 
-    def many_rows(self, size: int, rounds: int) -> list[Row]:
+    def load_batches(self, size: int, rounds: int) -> None:
         """Measure loads in batches of `size`."""
         count = len(self.pages) - len(self.pages) % size
         pieces = count // size
@@ -266,15 +252,12 @@ class Bench:
                 begin,
                 clock=self.clock,
             )
-        us = {name: of_pages(spent, count) for name, spent in found.items()}
-        ratios = found["load many"].sum(axis=1) / found["bare"].sum(axis=1)
-        value = us["load many"] / us["bare"]
-        return [self.row("load many", size, us, value=value, spread=_quartiles(ratios), goal=None)]
+        self.add_pieces("many", size, found)
 
-    def client_rows(self, threads: int, rounds: int) -> list[Row]:
+    def clients(self, threads: int, rounds: int) -> None:
         """Measure several threads and one, with the store and with its parts."""
         ways: dict[str, Callable[[], Callable[[range], None]]] = {
-            "store and load": self._storing,
+            CLIENTS: self._storing,
             "bare calls": self._bare_calling,
             "engine's batches": self._batching,
         }
@@ -286,24 +269,19 @@ class Bench:
             calls: dict[str, Callable[[], float]] = {}
             for name, make in ways.items():
                 for number in (1, threads):
-                    calls[f"{name}, {number}"] = partial(_at_once, pool, parts, number, make)
+                    calls[f"{name}, {_threads(number)}"] = partial(
+                        _at_once, pool, parts, number, make
+                    )
             with ExitStack() as stack:
                 if self.backend == "sequential":
                     # All CPUs ÷ one: all processes run at the same time, each over all pages.
                     limit = stack.enter_context(Limit(self.load))
-                    calls["processes, 1"] = self._bare_loop
-                    calls[f"processes, {threads}"] = partial(self._limit_loop, limit)
+                    calls[f"{PROCESSES}, {_threads(1)}"] = self._bare_loop
+                    calls[f"{PROCESSES}, {_threads(threads)}"] = partial(self._limit_loop, limit)
                 found = seconds(calls, rounds)
-        rows = []
-        for name in [*ways, *(["processes"] if "processes, 1" in found else [])]:
-            one, several = found[f"{name}, 1"], found[f"{name}, {threads}"]
-            ratio = spread([a / b for a, b in zip(one, several, strict=True)])
-            us = {"1 thread": _us(one, len(self.pages))}
-            us[f"{threads} threads"] = _us(several, len(self.pages))
-            goal = CLIENTS_GOAL if name == "store and load" else None
-            row = self.row(name, FOLIO_PAGES, us, value=ratio.median, goal=goal)
-            rows.append({**row, "spread": (ratio.low, ratio.high)})
-        return rows
+        count = len(self.pages)
+        us = {name: [value / count * 1e6 for value in values] for name, values in found.items()}
+        self.add("clients", FOLIO_PAGES, us)
 
     def _views(self, piece: int) -> list[memoryview]:
         return self.views[piece * PIECE : (piece + 1) * PIECE]
@@ -376,38 +354,30 @@ class Rivals:
         self._singles = [some.tolist() for some in self._wanted]
         self._out = np.zeros((PIECE, PAGE), np.uint8)
 
-    def rows(self, algorithm: Algorithm, rounds: int) -> list[Row]:
+    def measure(self, result: Result, algorithm: Algorithm, rounds: int) -> None:
         """Measure all stores."""
-        us: dict[str, dict[str, float]] = {name: {} for name in self.everybody}
+        labels: Labels = {"benchmark": "store", "part": "rivals", "algorithm": algorithm.label}
+
+        def add(what: str, work: Callable[[Store, int], None], **options: Any) -> None:
+            calls = {name: partial(work, one) for name, one in self.everybody.items()}
+            found = in_pieces(calls, self.pieces, rounds, **options)
+            for name, spent in found.items():
+                us = us_per_page(spent, self.pieces * PIECE)
+                result.add({**labels, "what": what}, name, US, us)
+
         # Some stores only append, so that all must work on the same piece.
-        self._note(us, "store", self._fill, rounds, begin=self._open, apart=False)
+        add("store", self._fill, begin=self._open, apart=False)
         for name, one in self.everybody.items():
             one.load_many(self._wanted[0], self._out)
             assert np.array_equal(self._out, self.pages[self._wanted[0]]), (
                 f"{name} gave other pages"
             )
-        self._note(us, "load one", self._load, rounds)
-        self._note(us, "load many", self._load_many, rounds)
+        add("load one", self._load)
+        add("load many", self._load_many)
         many = np.concatenate([self.pages] * _HELD_COPIES)
-        for name, values in us.items():
-            values["held"] = pss_growth(algorithm, name, many) / many.nbytes
-        return [
-            {"algorithm": algorithm.label, "what": "rival", "name": name, "us": values}
-            for name, values in us.items()
-        ]
-
-    def _note(
-        self,
-        us: dict[str, dict[str, float]],
-        what: str,
-        work: Callable[[Store, int], None],
-        rounds: int,
-        **options: Any,
-    ) -> None:
-        calls = {name: partial(work, one) for name, one in self.everybody.items()}
-        found = in_pieces(calls, self.pieces, rounds, **options)
-        for name, spent in found.items():
-            us[name][what] = of_pages(spent, self.pieces * PIECE)
+        for name in self.everybody:
+            held = pss_growth(algorithm, name, many) / many.nbytes
+            result.add({**labels, "what": "memory"}, name, HELD, [held])
 
     def _open(self) -> None:
         for one in self.everybody.values():
@@ -434,129 +404,118 @@ def _chosen(algorithm: Algorithm, pages: Pages, result: Result) -> Iterator[Stor
             one.close()
 
 
-def _quartiles(values: NDArray[np.float64]) -> tuple[float, float]:
-    found = spread(values.tolist())
-    return found.low, found.high
-
-
-def _us(spent: list[float], pages: int) -> float:
-    return statistics.median(spent) / pages * 1e6
+def _threads(number: int) -> str:
+    return "1 thread" if number == 1 else f"{number} threads"
 
 
 # Output.
 
 
-def show(rows: list[Row]) -> None:
-    """Print a table per part."""
-    kinds = {
-        "store": ("µs per page; on top of the work itself", "on top", "≤"),
-        "load": ("µs per page; one load ÷ the bare call", "÷ bare", "≤"),
-        "many": ("µs per page; load_many ÷ bare calls", "÷ bare", "≤"),
-        "clients": ("µs per page stored and loaded; threads ÷ one", "times", "≥"),
-    }
-    for part, (title, heading, relation) in kinds.items():
-        some = [row for row in rows if row["part"] == part]
-        if not some:
+def tables(result: Result) -> Iterator[Table]:
+    """Yield a table per part."""
+    for part, title, heading, cells in (
+        ("store", "µs per page; `on top` of the work itself", "on top", _store_cells),
+        ("load", "µs per page; one load ÷ the bare call", "÷ bare", _load_cells),
+        ("many", "µs per page; load_many ÷ bare calls", "÷ bare", _load_cells),
+    ):
+        figures = result.of(part=part)
+        if not figures:
             continue
-        names = list(dict.fromkeys(name for row in some for name in row["us"]))
+        names = list(dict.fromkeys(one.contender for one in figures))
         table = Table(title)
-        for head in ("", "pages", *names, heading, "quartiles", "goal"):
-            table.add_column(head, left=not head)
-        for row in some:
-            low, high = row["spread"]
-            goal = (
-                ""
-                if row["goal"] is None
-                else f"{relation} {row['goal']:g} {_judged(row, relation)}"
-            )
+        for head in ("", "pages", *names):
+            table.add_column(head)
+        for head in (heading, "goal"):
+            table.add_column(head, left=True)
+        for labels in _cases(figures):
+            of = {one.contender: one for one in result.of(**labels)}
+            us = [f"{of[name].median:.2f}" for name in names]
+            for what, found, goal in cells(labels, of):
+                row = f"{labels['algorithm']}, {labels['backend']}: {what}"
+                table.add_row(row, str(labels["batch"]), *us, *_judged(found, goal))
+        yield table
+    if result.of(part="clients"):
+        yield _clients_table(result)
+    if result.of(part="rivals"):
+        yield _rivals_table(result)
+
+
+def _cases(figures: list[Figure]) -> list[Labels]:
+    found: list[Labels] = []
+    for one in figures:
+        if one.labels not in found:
+            found.append(one.labels)
+    return found
+
+
+def _store_cells(labels: Labels, of: dict[str, Figure]) -> Iterator[tuple[str, Spread, str]]:
+    base = of["bare" if labels["backend"] == "sequential" else "engine"].values
+    most = STORE_GOALS.get(int(labels["batch"]))
+    for name in ("new", "again"):
+        more = [a - b for a, b in zip(of[name].values, base, strict=True)]
+        yield f"store {name}", spread(more), "" if most is None else f"≤ {most:g}"
+
+
+def _load_cells(labels: Labels, of: dict[str, Figure]) -> Iterator[tuple[str, Spread, str]]:
+    for name in (name for name in of if name.startswith("load")):
+        goal = f"≤ {LOAD_GOAL:g}" if name == "load" and labels["part"] == "load" else ""
+        # The time relative to the bare call's, not the speed.
+        yield name, speed(of[name].values, of["bare"].values), goal
+
+
+def _judged(found: Spread, goal: str) -> tuple[str, str]:
+    """Return the cells of a ratio or an excess and its goal, judged by median, else quartile."""
+    text = f"{found.median:.2f} ({found.low:.2f} … {found.high:.2f})"
+    if not goal:
+        return text, ""
+    most = float(goal.split()[1])
+    sign = 1 if goal.startswith("≤") else -1
+    if sign * found.median <= sign * most:
+        return text, f"{goal} met"
+    better = found.low if sign > 0 else found.high
+    return text, f"{goal} {'spread' if sign * better <= sign * most else 'MISSED'}"
+
+
+def _clients_table(result: Result) -> Table:
+    figures = result.of(part="clients")
+    threads = f"{result.settings['threads']} threads"
+    table = Table("µs per page stored and loaded; several threads relative to one")
+    for head in ("", "pages", "1 thread", threads):
+        table.add_column(head)
+    for head in ("times as fast", "goal"):
+        table.add_column(head, left=True)
+    for labels in _cases(figures):
+        of = {one.contender: one for one in result.of(**labels)}
+        for name in dict.fromkeys(name.rpartition(", ")[0] for name in of):
+            one, several = of[f"{name}, 1 thread"], of[f"{name}, {threads}"]
+            found = speed(one.values, several.values)
             table.add_row(
-                f"{row['algorithm']}, {row['backend']}: {row['what']}",
-                str(row["batch"]),
-                *(f"{row['us'][name]:.2f}" if name in row["us"] else "" for name in names),
-                f"{row['value']:.2f}",
-                f"{low:.2f} … {high:.2f}",
-                goal,
+                f"{labels['algorithm']}, {labels['backend']}: {name}",
+                str(labels["batch"]),
+                f"{one.median:.2f}",
+                f"{several.median:.2f}",
+                *_judged(found, f"≥ {CLIENTS_GOAL:g}" if name == CLIENTS else ""),
             )
-        make_console().print(table)
-    rivals = [row for row in rows if row["part"] == "rivals"]
-    if rivals:
-        table = Table("µs per page; * is the least of a column")
-        names = list(rivals[0]["us"])
-        for head in ("", *names):
-            table.add_column(head, left=not head)
-        for algorithm in dict.fromkeys(row["algorithm"] for row in rivals):
-            some = [row for row in rivals if row["algorithm"] == algorithm]
-            least = {name: min(row["us"][name] for row in some) for name in names}
-            for row in some:
-                cells = [
-                    f"{'*' if row['us'][name] == least[name] else ''}{row['us'][name]:.3f}"
-                    for name in names
-                ]
-                table.add_row(f"{algorithm}: {row['name']}", *cells)
-            table.add_section()
-        make_console().print(table)
+    return table
 
 
-def _judged(row: Row, relation: str) -> str:
-    """Return the outcome of a row's goal: by the median, otherwise by the better quartile."""
-    sign = 1 if relation == "≤" else -1
-    low, high = row["spread"]
-    if sign * row["value"] <= sign * row["goal"]:
-        return "met"
-    return "spread" if sign * (low if sign > 0 else high) <= sign * row["goal"] else "MISSED"
-
-
-def main() -> None:
-    """Run from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    add_source(parser)
-    parser.add_argument("--parts", default=",".join(PARTS), help="with commas (%(default)s)")
-    parser.add_argument("--pages", type=int, default=8192, help="at most so many")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--folios", default="1,8,64,256", help="pages of a folio, with commas")
-    parser.add_argument("--batches", default="8,64,256,1024", help="pages loaded together")
-    parser.add_argument("--algorithms", default=DEFAULT, help="with commas (%(default)s)")
-    parser.add_argument("--backends", default=",".join(OWN), help="with commas (%(default)s)")
-    parser.add_argument("--threads", type=_several, default=8, help="of clients (%(default)s)")
-    parser.add_argument("--cpu", action="store_true", help="seconds of CPU, of the calling thread")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    if options.cpu and options.backends != "sequential":
-        parser.error("--cpu goes with --backends sequential")
-    clock = time.thread_time if options.cpu else time.perf_counter
-    parts = options.parts.split(",")
-    if not set(parts) <= set(PARTS):
-        parser.error(f"parts are {', '.join(PARTS)}")
-    folios = [int(size) for size in options.folios.split(",")]
-    batches = [int(size) for size in options.batches.split(",")]
-    pages = work_pages(source_of(options), options.pages)
-    pages = pages[: len(pages) - len(pages) % PIECE]
-    if not len(pages):
-        parser.error(f"at least {PIECE} pages are needed")
-    if not all(PIECE % size == 0 for size in folios):
-        parser.error(f"the sizes of folios divide {PIECE}")
-    print(f"{platform.platform()}, Python {platform.python_version()}, {usable_cpus()} CPUs")
-    print(f"load {os.getloadavg()[0]:.1f}, {len(pages)} pages, {options.rounds} rounds", flush=True)
-    rows: list[Row] = []
-    result = Result({}, {})
-    for algorithm in parse_algorithms(options.algorithms):
-        load = Load(algorithm, pages)
-        for backend in options.backends.split(","):
-            bench = Bench(algorithm, backend, load, clock)
-            with bench.engine:
-                rows += _measured(bench, options, parts, folios, batches)
-        if "rivals" in parts:
-            with ExitStack() as stack:
-                everybody = {
-                    one.name: stack.enter_context(one) for one in _chosen(algorithm, pages, result)
-                }
-                found = Rivals(everybody, pages).rows(algorithm, options.rounds)
-            rows += [{**row, "part": "rivals"} for row in found]
-    show(rows)
-    for note in result.notes:
-        print(f"missing: {note}")
-    if options.json:
-        options.json.write_text(json.dumps({"machine": result.machine, "rows": rows}, indent=2))
+def _rivals_table(result: Result) -> Table:
+    table = Table("µs per page; * is the least of a column")
+    whats = result.names("what", part="rivals")
+    for head in ("", *whats):
+        table.add_column(str(head))
+    for algorithm in result.names("algorithm", part="rivals"):
+        figures = result.of(part="rivals", algorithm=algorithm)
+        of = {(one.contender, one.labels["what"]): one.median for one in figures}
+        names = list(dict.fromkeys(name for name, _ in of))
+        least = {what: min(of[name, what] for name in names) for what in whats}
+        for name in names:
+            cells = (
+                f"{'*' * (of[name, what] == least[what])}{of[name, what]:.3f}" for what in whats
+            )
+            table.add_row(f"{algorithm}: {name}", *cells)
+        table.add_section()
+    return table
 
 
 def _several(text: str) -> int:
@@ -566,26 +525,69 @@ def _several(text: str) -> int:
     return found
 
 
-def _measured(
-    bench: Bench,
-    options: argparse.Namespace,
-    parts: list[str],
-    folios: list[int],
-    batches: list[int],
-) -> list[Row]:
-    rounds = options.rounds
-    found: list[Row] = []
-    for size in folios if "store" in parts else []:
-        found += [{**row, "part": "store"} for row in bench.store_rows(size, rounds)]
-    if "load" in parts:
-        found += [{**row, "part": "load"} for row in bench.load_rows(rounds)]
-    for size in batches if "many" in parts else []:
-        if size <= len(bench.pages):
-            found += [{**row, "part": "many"} for row in bench.many_rows(size, rounds)]
-    if "clients" in parts:
-        found += [{**row, "part": "clients"} for row in bench.client_rows(options.threads, rounds)]
-    return found
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    add_source(parser)
+    parser.add_argument("--parts", type=chosen(PARTS), default=PARTS, help="with commas")
+    parser.add_argument("--pages", type=int, default=8192, help="at most (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument(
+        "--folios", type=integers, default=[1, 8, 64, 256], help="pages of a folio, with commas"
+    )
+    parser.add_argument(
+        "--batches", type=integers, default=[8, 64, 256, 1024], help="pages loaded together"
+    )
+    parser.add_argument("--algorithms", default=DEFAULT, help="with commas (%(default)s)")
+    parser.add_argument("--backends", type=chosen(OWN), default=OWN, help="with commas")
+    parser.add_argument("--threads", type=_several, default=8, help="of clients (%(default)s)")
+    parser.add_argument("--cpu", action="store_true", help="CPU time of the calling thread")
 
+
+def measure(options: argparse.Namespace) -> Result:
+    """Measure with the given options."""
+    if options.cpu and list(options.backends) != ["sequential"]:
+        raise BadArgument("--cpu needs --backends sequential")
+    if not all(PIECE % size == 0 for size in options.folios):
+        raise BadArgument(f"--folios has sizes that divide {PIECE}")
+    clock = time.thread_time if options.cpu else time.perf_counter
+    pages = work_pages(source_of(options), options.pages)
+    pages = pages[: len(pages) - len(pages) % PIECE]
+    if not len(pages):
+        raise BadArgument(f"there are fewer than {PIECE} pages: at least {PIECE} are needed")
+    settings = {"source": source_of(options).name, "pages": len(pages), "rounds": options.rounds}
+    settings |= {"threads": options.threads, "clock": "CPU" if options.cpu else "wall"}
+    result = Result(settings, {"store": "bare"})
+    for algorithm in parse_algorithms(options.algorithms):
+        load = Load(algorithm, pages)
+        for backend in options.backends:
+            progress(f"{algorithm.label}, {backend}")
+            bench = Bench(result, algorithm, backend, load, clock)
+            with bench.engine:
+                _measure(bench, options)
+        if "rivals" in options.parts:
+            progress(f"{algorithm.label}, rivals")
+            with ExitStack() as stack:
+                everybody = {
+                    one.name: stack.enter_context(one) for one in _chosen(algorithm, pages, result)
+                }
+                Rivals(everybody, pages).measure(result, algorithm, options.rounds)
+    return result
+
+
+def _measure(bench: Bench, options: argparse.Namespace) -> None:
+    parts, rounds = options.parts, options.rounds
+    for size in options.folios if "store" in parts else []:
+        bench.store_folios(size, rounds)
+    if "load" in parts:
+        bench.load_pages(rounds)
+    for size in options.batches if "many" in parts else []:
+        if size <= len(bench.pages):
+            bench.load_batches(size, rounds)
+    if "clients" in parts:
+        bench.clients(options.threads, rounds)
+
+
+SCRIPT = Script(__doc__, add_options, measure, tables)
 
 if __name__ == "__main__":
-    main()
+    SCRIPT.main()

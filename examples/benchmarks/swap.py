@@ -2,7 +2,7 @@
 
     python examples/benchmarks/swap.py [--pid N | --file PATH | --workload KIND] [--pages 16384]
                                        [--algorithms lz4,zstd:1] [--rounds 5]
-                                       [--json FILE] [--plot PNG]
+                                       [--json FILE | --show FILE] [--plot PNG]
 
 In a round, a contender stores all pages in folios of 16 pages (`1 MiB folios`: of 256), loads them
 in random order in batches of 256, and loads 10,000 single pages at random, each of which is timed.
@@ -16,38 +16,31 @@ file in the directory for temporary files. Writing and syncing the file is inclu
 
 from __future__ import annotations
 
-import argparse
 import os
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from batchzip.bench import plot, swap
-from batchzip.bench.algorithm import parse_algorithms
-from batchzip.bench.figure import Result, load
+from batchzip.bench.ahead import ahead
+from batchzip.bench.algorithm import DEFAULT, parse_algorithms
+from batchzip.bench.figure import Result
 from batchzip.bench.pages import add_source, source_of
-from batchzip.bench.table import print_result
+from batchzip.bench.script import Script
+from batchzip.bench.table import swap_tables
 from batchzip.bench.zram import end_orderly
 
+if TYPE_CHECKING:
+    import argparse
 
-def main() -> None:
-    """Run from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
     add_source(parser)
-    parser.add_argument("--algorithms", default="lz4,zstd:1")
+    parser.add_argument("--algorithms", default=DEFAULT, help="with commas (%(default)s)")
     parser.add_argument("--pages", type=int, default=16384)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--plot", type=Path)
-    parser.add_argument("--show", type=Path, help="only show and draw what --json wrote")
-    options = parser.parse_args()
-    result = load(options.show) if options.show else measured(options)
-    print_result(result)
-    if options.json:
-        result.save(options.json)
-    if options.plot:
-        plot.plot_swap(result, options.plot)
 
 
-def measured(options: argparse.Namespace) -> Result:
+def measure(options: argparse.Namespace) -> Result:
     """Measure with the given options."""
     end_orderly()
     source = source_of(options)
@@ -66,5 +59,7 @@ def measured(options: argparse.Namespace) -> Result:
     return result
 
 
+SCRIPT = Script(__doc__, add_options, measure, swap_tables, ahead, plot.plot_swap)
+
 if __name__ == "__main__":
-    main()
+    SCRIPT.main()

@@ -2,7 +2,7 @@
 
     python examples/benchmarks/usemem.py [--pid N | --file PATH | --workload KIND] [--clients 30]
                                          [--mib 8] [--algorithms lz4,zstd:1] [--rounds 3]
-                                         [--json FILE] [--plot PNG]
+                                         [--json FILE | --show FILE] [--plot PNG]
 
 Clients are threads first. Each has --mib MiB of its own. All of them store their pages at the same
 time, folio by folio. Then each loads a quarter as many pages, singly and at random. After that, the
@@ -24,7 +24,6 @@ hardware compressors is printed next to the workers' figures, as there is no suc
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import tempfile
 import threading
@@ -38,21 +37,23 @@ import numpy as np
 from loky.backend import get_context
 
 import batchzip
-from batchzip.bench.algorithm import parse_algorithms
-from batchzip.bench.figure import Figure, Result, load
+from batchzip.bench.algorithm import DEFAULT, parse_algorithms
+from batchzip.bench.figure import Result
 from batchzip.bench.pages import PAGE, add_source, source_of
-from batchzip.bench.rounds import figure, in_turns
+from batchzip.bench.rounds import in_turns
+from batchzip.bench.script import Script, progress
 from batchzip.bench.style import BARS, drawing, write_values
 from batchzip.cli.side import WorkerCpu
 from batchzip.system.lifetime import Closing
-from batchzip.terminal.console import make_console
 from batchzip.terminal.table import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import argparse
+    from collections.abc import Callable, Iterator
     from multiprocessing.connection import Connection
 
     from batchzip.bench.algorithm import Algorithm
+    from batchzip.bench.figure import Figure, Labels
     from batchzip.bench.pages import Pages
 
 ALONE, BY_PAGE, BATCHED = "each page alone", "page by page", "batched"
@@ -267,22 +268,21 @@ def run(
         ):
             engine.wait_ready(60)
             for folio in folios:
+                progress(f"{algorithm.label}, {backend}, folios of {FOLIOS[folio]}")
                 values: dict[tuple[str, str], list[float]] = {}
                 for turn, way in in_turns(WAYS, rounds):
                     found = one_round(engine, way, parts, folio, processes)
                     for quantity, value in found.items():
                         if turn:
                             values.setdefault((way, quantity), []).append(value)
-                labels: dict[str, str | int] = {
+                labels: Labels = {
                     "benchmark": "usemem",
                     "algorithm": algorithm.label,
                     "backend": backend,
                     "folio": FOLIOS[folio],
                 }
-                result.figures += [
-                    figure(labels, way, quantity, numbers)
-                    for (way, quantity), numbers in values.items()
-                ]
+                for (way, quantity), numbers in values.items():
+                    result.add(labels, way, quantity, numbers)
 
 
 def by_case(result: Result) -> dict[tuple[str, str, str], dict[tuple[str, str], Figure]]:
@@ -307,27 +307,31 @@ def claim_for(algorithm: str, backend: str, quantity: str) -> str:
     return CLAIMS.get((backend, quantity), "") if same else ""
 
 
-def show(result: Result) -> None:
-    """Print a table in the format of the patch's."""
-    table = Table("change: batched against page by page")
-    for heading in ("", "folio", "medians"):
-        table.add_column(heading, left=True)
-    for heading in (*WAYS, "change"):
-        table.add_column(heading)
-    table.add_column("the patch's claim", left=True)
-    for (algorithm, backend, folio), of in by_case(result).items():
-        for quantity in (name for name in QUANTITIES if (BATCHED, name) in of):
-            throughput = quantity == TIME
-            medians = [of[way, quantity].median for way in WAYS]
-            table.add_row(
-                *(("", "") if not throughput else (f"{algorithm}, {backend}", folio)),
-                "throughput, MB/s" if throughput else quantity,
-                *(f"{PAGE / median if throughput else median:.1f}" for median in medians),
-                f"{change(of, quantity):+.0f} %",
-                claim_for(algorithm, backend, quantity),
-            )
-        table.add_section()
-    make_console().print(table)
+def tables(result: Result) -> Iterator[Table]:
+    """Yield a table in the format of the patch's for each algorithm and backend."""
+    cases = by_case(result)
+    for algorithm, backend in dict.fromkeys(case[:2] for case in cases):
+        table = Table(f"{algorithm}, {backend}: the change is batched against page by page")
+        for heading in ("folio", "medians"):
+            table.add_column(heading, left=True)
+        for heading in (*WAYS, "change"):
+            table.add_column(heading)
+        table.add_column("the patch's claim", left=True)
+        for case, of in cases.items():
+            if case[:2] != (algorithm, backend):
+                continue
+            for quantity in (name for name in QUANTITIES if (BATCHED, name) in of):
+                throughput = quantity == TIME
+                medians = [of[way, quantity].median for way in WAYS]
+                table.add_row(
+                    case[2],
+                    "throughput, MB/s" if throughput else quantity,
+                    *(f"{PAGE / median if throughput else median:.1f}" for median in medians),
+                    f"{change(of, quantity):+.0f} %",
+                    claim_for(algorithm, backend, quantity),
+                )
+            table.add_section()
+        yield table
 
 
 def draw(result: Result, path: Path) -> None:
@@ -348,7 +352,8 @@ def draw(result: Result, path: Path) -> None:
                 values = [PAGE / f.median if quantity == TIME else f.median for f in figures]
                 at = places + (1 - row) * 0.27
                 one.barh(at, values, 0.25, **style)
-                texts = [f"{value:.0f}" for value in values]
+                digits = 0 if quantity == TIME else 1
+                texts = [f"{value:.{digits}f}" for value in values]
                 texts[0] += f"  {way}"
                 write_values(one, values, at, texts)
             one.set_title(heading)
@@ -357,27 +362,16 @@ def draw(result: Result, path: Path) -> None:
         axes[0].set_yticks(places, [f"{a}, {b}\nfolios of {f}" for a, b, f in cases])
 
 
-def main() -> None:
-    """Run from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
     add_source(parser)
     parser.add_argument("--clients", type=int, default=30)
     parser.add_argument("--mib", type=int, default=8, help="of each client (%(default)s)")
-    parser.add_argument("--algorithms", default="lz4,zstd:1")
+    parser.add_argument("--algorithms", default=DEFAULT, help="with commas (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--plot", type=Path)
-    parser.add_argument("--show", type=Path, help="only show and draw what --json wrote")
-    options = parser.parse_args()
-    result = load(options.show) if options.show else measured(options)
-    show(result)
-    if options.json:
-        result.save(options.json)
-    if options.plot:
-        draw(result, options.plot)
 
 
-def measured(options: argparse.Namespace) -> Result:
+def measure(options: argparse.Namespace) -> Result:
     """Measure with the given options."""
     source = source_of(options)
     pages = source.take(1 << 16)
@@ -392,12 +386,12 @@ def measured(options: argparse.Namespace) -> Result:
         "rounds": options.rounds,
     }
     result = Result(settings, {"usemem": BY_PAGE})
-    machine = result.machine
-    print(f"{machine['platform']}, {machine['processor']}, {machine['cpus']} CPUs, {settings}")
     for algorithm in parse_algorithms(options.algorithms):
         run(result, algorithm, parts, options.rounds, list(FOLIOS))
     return result
 
 
+SCRIPT = Script(__doc__, add_options, measure, tables, draw=draw)
+
 if __name__ == "__main__":
-    main()
+    SCRIPT.main()

@@ -2,7 +2,8 @@
 
     python examples/benchmarks/values.py [--parts memory,speed,threads] [--values 30000]
                                          [--timed 4096] [--rounds 9] [--threads 8]
-                                         [--kinds "JSON 280 B,JSON 1.3 KB,…"] [--json FILE]
+                                         [--kinds "JSON 280 B,JSON 1.3 KB,…"]
+                                         [--json FILE | --show FILE]
 
 memory   The growth of the PSS of a fresh process that makes the contender and stores all values
          with string keys. Imports are not counted, because a small contender of the same kind is
@@ -24,13 +25,11 @@ with the median of its pieces.
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import gc
 import importlib.metadata
 import itertools
 import json
-import os
 import pickle
 import random
 import sqlite3
@@ -52,13 +51,17 @@ import zstandard
 import batchzip
 from batchzip.bench.figure import Result
 from batchzip.bench.held import process_pss
-from batchzip.bench.rounds import figure, in_pieces, in_turns, seconds, speed, timed
-from batchzip.system.cpus import usable_cpus
-from batchzip.terminal.console import make_console
+from batchzip.bench.rounds import in_pieces, in_turns, seconds, timed
+from batchzip.bench.script import Script, chosen, progress
+from batchzip.bench.spread import speed
+from batchzip.errors import BadArgument
 from batchzip.terminal.table import Table
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Iterator
+
+    from batchzip.bench.figure import Figure, Labels
 
 PARTS = ("memory", "speed", "threads")
 PIECE = 256
@@ -284,7 +287,7 @@ def measure_memory(result: Result, kinds: list[str], values: int, rounds: int) -
     """Add the growth of each contender with each kind, each measured in a process of its own."""
     for kind in kinds:
         count = count_of(kind, values)
-        labels: dict[str, str | int] = {"benchmark": "values", "kind": kind}
+        labels: Labels = {"benchmark": "values", "kind": kind}
         labels |= {"operation": "memory", "values": count}
         found: dict[tuple[str, str], list[float]] = {}
         for turn, name in in_turns(HELD, min(rounds, MEMORY_ROUNDS)):
@@ -296,7 +299,7 @@ def measure_memory(result: Result, kinds: list[str], values: int, rounds: int) -
                 found.setdefault((name, quantity), []).append(size / count)
         for name, quantity in sorted(found, key=lambda each: HELD.index(each[0])):
             spent = found[name, quantity]
-            result.figures.append(figure(labels, name, f"B/value, {quantity}", spent))
+            result.add(labels, name, f"B/value, {quantity}", spent)
 
 
 def count_of(kind: str, values: int) -> int:
@@ -323,7 +326,7 @@ class Load:
         random.Random(3).shuffle(keys)  # noqa: S311 - the order of reads
         self.reads = [keys[at : at + step] for at in range(0, count, step)]
 
-    def labels(self, operation: str) -> dict[str, str | int]:
+    def labels(self, operation: str) -> Labels:
         """Return the labels of the figures."""
         return {"benchmark": "values", "kind": self.kind, "operation": operation}
 
@@ -370,7 +373,7 @@ def _record(result: Result, load: Load, operation: str, found: dict[str, Any]) -
     sizes = np.array([len(part) for part in load.parts])
     for name, spent in found.items():
         each = np.median(spent / sizes, axis=1) * 1e6
-        result.figures.append(figure(load.labels(operation), name, "µs/value", each.tolist()))
+        result.add(load.labels(operation), name, "µs/value", each.tolist())
 
 
 def _on(work: Callable[[Any, Any], object], kept: Any, parts: list[Any], at: int) -> None:
@@ -458,9 +461,8 @@ def measure_threads(result: Result, load: Load, threads: int, rounds: int) -> No
     for label, found in spent.items():
         name, way, number = label.split("\0")
         labels = load.labels(f"put and get, {way}") | {"threads": number}
-        ratio = speed(spent[f"{name}\0{way}\0{ONE}"], found).median
         each = [value / sizes[name] * 1e6 for value in found]
-        result.figures.append(figure(labels, name, "µs/value", each, ratio))
+        result.add(labels, name, "µs/value", each)
 
 
 def _singles(kept: Any, part: dict[str, bytes]) -> None:
@@ -480,8 +482,8 @@ def _run(mapped: Callable[..., Any], job: Callable[[Any], None], parts: list[Any
 # Output.
 
 
-def show(result: Result) -> None:
-    """Print tables of memory, speed and threads."""
+def tables(result: Result) -> Iterator[Table]:
+    """Yield tables of memory, speed and threads."""
     for operation in dict.fromkeys(str(each.labels["operation"]) for each in result.figures):
         rows: dict[str, dict[str, str]] = {}
         for each in result.of(operation=operation):
@@ -496,9 +498,14 @@ def show(result: Result) -> None:
                 continue
             if "threads" in each.labels:
                 row += f", {each.labels['threads']}"
-                cell += f", × {each.ratio:.2f}"
+                if each.labels["threads"] != ONE:
+                    cell += f", × {times_as_fast(result, each):.2f}"
             rows.setdefault(row, {})[where] = cell
-        what = "growth of PSS, B a value" if operation == "memory" else f"{operation}: µs a value"
+        what = (
+            "growth of PSS, bytes per value"
+            if operation == "memory"
+            else f"{operation}: µs per value"
+        )
         table = Table(what)
         names = list(dict.fromkeys(name for cells in rows.values() for name in cells))
         table.add_column("")
@@ -506,7 +513,7 @@ def show(result: Result) -> None:
             table.add_column(name)
         for row, cells in rows.items():
             table.add_row(row, *(cells.get(name, "") for name in names))
-        make_console().print(table)
+        yield table
 
 
 def goals(result: Result) -> Iterator[str]:
@@ -541,17 +548,30 @@ def goals(result: Result) -> Iterator[str]:
     yield from _thread_goals(result)
 
 
+def times_as_fast(result: Result, several: Figure) -> float:
+    """Return the speed of several threads relative to one thread in the same rounds."""
+    labels = {**several.labels, "threads": ONE}
+    (one,) = (
+        each
+        for each in result.figures
+        if each.labels == labels and each.contender == several.contender
+    )
+    return speed(one.values, several.values).median
+
+
 def _thread_goals(result: Result) -> Iterator[str]:
     several = [each for each in result.figures if each.labels.get("threads", ONE) != ONE]
-    given = {each.labels["kind"]: each.ratio for each in several if each.contender == CONTROL}
+    times = {each.key: times_as_fast(result, each) for each in several}
+    bounds = {e.labels["kind"]: times[e.key] for e in several if e.contender == CONTROL}
     for each in several:
-        if each.contender in MAPPINGS and each.ratio:
-            verdict = "reached" if each.ratio >= CLIENTS_GOAL else "not reached"
+        if each.contender in MAPPINGS:
+            reached = times[each.key]
+            verdict = "reached" if reached >= CLIENTS_GOAL else "not reached"
             what = f"{each.labels['kind']}, {each.labels['operation']}, {each.contender}"
             yield (
-                f"{what}: × {each.ratio:.2f} with {each.labels['threads']}, "
+                f"{what}: × {reached:.2f} with {each.labels['threads']}, "
                 f"at least {CLIENTS_GOAL}: {verdict}; "
-                f"{CONTROL}: × {given[each.labels['kind']]:.2f}"
+                f"{CONTROL}: × {bounds[each.labels['kind']]:.2f}"
             )
 
 
@@ -561,46 +581,40 @@ def _versions() -> dict[str, str]:
     return found | {"sqlite": sqlite3.sqlite_version}
 
 
-def main() -> None:
-    """Run from the command line."""
-    if sys.argv[1:2] == ["--grown"]:
-        name, kind, count = sys.argv[2:]
-        print(json.dumps(grown(name, KINDS[kind], int(count))))
-        return
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--parts", default=",".join(PARTS), help="with commas (%(default)s)")
-    parser.add_argument("--kinds", default=",".join(KINDS), help="with commas (%(default)s)")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    parser.add_argument("--parts", type=chosen(PARTS), default=PARTS, help="with commas")
+    parser.add_argument("--kinds", type=chosen(KINDS), default=list(KINDS), help="with commas")
     parser.add_argument("--values", type=int, default=30_000, help="in memory (%(default)s)")
     parser.add_argument("--timed", type=int, default=4096, help="for speed (%(default)s)")
     parser.add_argument("--threads", type=int, default=8, help="beside one (%(default)s)")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    parts, kinds = options.parts.split(","), options.kinds.split(",")
-    if not (set(parts) <= set(PARTS) and set(kinds) <= set(KINDS)):
-        parser.error(f"parts are {', '.join(PARTS)}; kinds are {', '.join(KINDS)}")
-    if min(options.values, options.timed, options.rounds, options.threads - 1) < 1:
-        parser.error("--values, --timed and --rounds are 1 or more, and --threads 2 or more")
-    settings = {"values": options.values, "timed": options.timed, "rounds": options.rounds}
-    result = Result({**settings, "load": round(os.getloadavg()[0], 1)}, {"values": BASE})
-    result.machine["versions"] |= _versions()
-    versions = ", ".join(f"{name} {of}" for name, of in result.machine["versions"].items())
-    print(f"{result.machine['platform']}, {usable_cpus()} CPUs, load {result.settings['load']}")
-    print(f"{versions}; {options.rounds} rounds", flush=True)
-    if "memory" in parts:
-        measure_memory(result, kinds, options.values, options.rounds)
-    for kind in kinds:
-        load = Load(kind, options.timed)
-        if "speed" in parts:
-            measure_speed(result, load, options.rounds)
-        if "threads" in parts and kind in THREADED:
-            measure_threads(result, load, options.threads, options.rounds)
-    show(result)
-    for line in (*goals(result), *(f"missing: {note}" for note in result.notes)):
-        print(line)
-    if options.json:
-        result.save(options.json)
 
+
+def measure(options: argparse.Namespace) -> Result:
+    """Measure with the given options."""
+    if min(options.values, options.timed, options.rounds, options.threads - 1) < 1:
+        raise BadArgument("--values, --timed and --rounds are 1 or more, and --threads 2 or more")
+    settings = {"values": options.values, "timed": options.timed, "rounds": options.rounds}
+    result = Result(settings, {"values": BASE})
+    result.machine["versions"] |= _versions()
+    if "memory" in options.parts:
+        measure_memory(result, options.kinds, options.values, options.rounds)
+    for kind in options.kinds:
+        progress(kind)
+        load = Load(kind, options.timed)
+        if "speed" in options.parts:
+            measure_speed(result, load, options.rounds)
+        if "threads" in options.parts and kind in THREADED:
+            measure_threads(result, load, options.threads, options.rounds)
+    return result
+
+
+SCRIPT = Script(__doc__, add_options, measure, tables, goals)
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--grown"]:  # the process of one measurement of memory
+        name, kind, count = sys.argv[2:]
+        print(json.dumps(grown(name, KINDS[kind], int(count))))
+    else:
+        SCRIPT.main()

@@ -1,6 +1,7 @@
 """Compare Dask's own spilling with WorkerData, on workers with small memory limits.
 
     python examples/benchmarks/worker_data.py [--rounds 3] [--works persist-frame,…] [--data dask,…]
+                                              [--json FILE | --show FILE]
 
 Each work runs in a LocalCluster of its own, with workers and nannies in processes, and with each
 kind of data in turn:
@@ -19,7 +20,8 @@ kind of data in turn:
 The table shows medians over the rounds: seconds, MiB that the workers wrote to disk (write_bytes of
 /proc/PID/io, which the kernel may write to the disk later), the largest resident memory of a
 worker, the number and seconds of pauses of both workers together, and the workers that a nanny
-killed. "-" means that the work timed out or failed.
+killed. The seconds are those of the rounds that did not fail. The last column counts the rounds that
+timed out or failed, and names the errors.
 
 The kernel keeps written data in its page cache, which no worker's limit counts. As long as the
 machine has memory for it, spilling to disk is free here. --p2p-buffer-mib limits the memory of
@@ -28,12 +30,9 @@ peer-to-peer shuffles, whose default is more than these workers have.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import math
 import os
-import statistics
-import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
@@ -48,14 +47,18 @@ import pandas as pd
 from dask.sizeof import sizeof
 from distributed import Client, LocalCluster, wait
 
+from batchzip.bench.figure import Result
+from batchzip.bench.script import Script, chosen, progress
 from batchzip.dask import WorkerData
-from batchzip.terminal.console import make_console
 from batchzip.terminal.table import Table
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Iterator
 
     import numpy.typing as npt
+
+    from batchzip.bench.figure import Labels
 
 MIB = 1 << 20
 
@@ -300,63 +303,81 @@ def run(work: str, data: str, given: argparse.Namespace) -> Run:
     return Run(seconds, watch.written / MIB, watch.peak / MIB, pauses, paused, killed, answer)
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+FIGURES = ("s", "MiB written", "peak MiB", "pauses", "paused s", "killed")
+FAILED = "failed"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--works", default=",".join(WORKS))
-    parser.add_argument("--data", default=",".join(DATA))
+    parser.add_argument("--works", type=chosen(WORKS), default=list(WORKS), help="with commas")
+    parser.add_argument("--data", type=chosen(DATA), default=list(DATA), help="with commas")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--limit-mib", type=int, default=384, help="each worker's memory limit")
     parser.add_argument("--mib", type=int, default=640, help="of the frame, or the array")
     parser.add_argument("--timeout-s", type=float, default=120.0, help="for one computation")
-    parser.add_argument("--p2p-buffer-mib", type=int, default=0, help="0: as Dask has it")
-    return parser.parse_args(argv)
+    parser.add_argument("--p2p-buffer-mib", type=int, default=0, help="0: Dask's default")
 
 
-def main() -> None:
-    """Run all works with all kinds of data, in turns, and print a table."""
-    given = parse()
-    works, kinds = given.works.split(","), given.data.split(",")
+def measure(options: argparse.Namespace) -> Result:
+    """Run all works with all kinds of data, in turns."""
+    names = "mib", "workers", "limit_mib", "rounds", "timeout_s", "p2p_buffer_mib"
+    result = Result({name: getattr(options, name) for name in names}, {"worker data": "dask"})
+    result.machine["versions"] |= {"dask": dask.__version__, "pandas": pd.__version__}
     runs: dict[tuple[str, str], list[Run]] = {}
-    for _ in range(given.rounds):
-        for work in works:
-            for kind in kinds:
-                last = run(work, kind, given)
+    for turn in range(options.rounds):
+        for work in options.works:
+            for kind in options.data:
+                last = run(work, kind, options)
                 runs.setdefault((work, kind), []).append(last)
-                print(f"{work}, {kind}: {last.seconds:.1f} s", file=sys.stderr)  # it takes a while
-    table = Table(
-        f"{given.mib} MiB in {given.workers} workers of {given.limit_mib} MiB, "
-        f"{given.rounds} rounds"
-    )
-    for heading in ("work", "data", "s", "MiB written", "peak MiB", "pauses", "paused s", "killed"):
-        table.add_column(heading, left=heading in {"work", "data"})
-    for (work, kind), some in runs.items():
-        done = [each for each in some if each.seconds == each.seconds]
-        # Of all: one that was not done took longer than any.
-        seconds = statistics.median_high(
-            each.seconds if each in done else math.inf for each in some
-        )
-        middle = [
-            statistics.median(column) for column in zip(*(each[1:6] for each in some), strict=True)
-        ]
-        failed = sorted({each.answer for each in some if each not in done})
-        table.add_row(
-            work,
-            kind,
-            f"{seconds:.1f}" if seconds < math.inf else f"- ({', '.join(failed)})",
-            *(f"{value:.1f}" if value < 10 else f"{value:.0f}" for value in middle),
-        )
-    make_console().print(table)
-    for work in works:
+                progress(f"round {turn + 1}, {work}, {kind}: {last.seconds:.1f} s")
+    for work in options.works:
         answers = [
-            each.answer
-            for kind in kinds
-            for each in runs[work, kind]
-            if each.seconds == each.seconds
+            one.answer for kind in options.data for one in runs[work, kind] if not _failed(one)
         ]
         assert all(answer == answers[0] for answer in answers), f"{work}: answers differ: {answers}"
+    for (work, kind), some in runs.items():
+        labels: Labels = {"benchmark": "worker data", "work": work}
+        errors = sorted({one.answer for one in some if _failed(one)})
+        result.add(labels, kind, FAILED, [_failed(one) for one in some], remark=", ".join(errors))
+        if done := [one.seconds for one in some if not _failed(one)]:
+            result.add(labels, kind, FIGURES[0], done)
+        for name, values in zip(
+            FIGURES[1:], zip(*(one[1:6] for one in some), strict=True), strict=True
+        ):
+            result.add(labels, kind, name, values)
+    return result
 
+
+def _failed(one: Run) -> bool:
+    return math.isnan(one.seconds)
+
+
+def tables(result: Result) -> Iterator[Table]:
+    """Yield a table with a row per work and kind of data."""
+    of = result.settings
+    table = Table(f"{of['mib']} MiB in {of['workers']} workers of {of['limit_mib']} MiB")
+    for heading in ("work", "data", *FIGURES, FAILED):
+        table.add_column(heading, left=heading in {"work", "data"})
+    for work in result.names("work"):
+        figures = {(one.contender, one.quantity): one for one in result.of(work=work)}
+        for kind in dict.fromkeys(name for name, _ in figures):
+            failed = figures[kind, FAILED]
+            count = int(sum(failed.values))
+            cells = []
+            for name in FIGURES:
+                one = figures.get((kind, name))
+                value = math.nan if one is None else one.median
+                cells.append(
+                    "-" if one is None else f"{value:.1f}" if value < 10 else f"{value:.0f}"
+                )
+            told = f"{count} of {failed.rounds}: {failed.remark}" if count else ""
+            table.add_row(str(work), kind, *cells, told)
+        table.add_section()
+    yield table
+
+
+SCRIPT = Script(__doc__, add_options, measure, tables)
 
 if __name__ == "__main__":
-    main()
+    SCRIPT.main()

@@ -7,7 +7,6 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from support.paged_region import Region, opened
 from support.thread_model import INTERRUPTS
 
 from batchzip.core.memory import fail_allocation
@@ -43,10 +42,3 @@ def mended() -> Iterator[None]:
     """Let allocations of the core succeed again."""
     yield
     fail_allocation(0)
-
-
-@pytest.fixture
-def region() -> Iterator[Region]:
-    """Open a region of 256 pages with a budget of 32."""
-    with opened() as region:
-        yield region

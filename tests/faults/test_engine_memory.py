@@ -26,6 +26,8 @@ from batchzip.testing.plain import PAGE, SLACK_S, make_layered_codec, make_pages
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from support.reporting import Report
+
 PAGES = make_pages(30, seed=4)
 
 
@@ -83,7 +85,7 @@ ENGINES: dict[str, Callable[[], Engine]] = {
 }
 
 
-def fail_each(work: Callable[[], object]) -> int:
+def fail_each(work: Callable[[], object], report: Report) -> int:
     """Have each allocation fail that some work makes. Return how often it could not be done."""
     failed = number = 0
     reached = True
@@ -98,25 +100,32 @@ def fail_each(work: Callable[[], object]) -> int:
         reached = allocations() - before >= number
         fail_allocation(0)
         work()
+    report(
+        f"memory: each of {number - 1} allocations, {failed} errors",
+        allocations_failed=number - 1,
+    )
     return failed
 
 
 @pytest.mark.parametrize("make", ENGINES.values(), ids=ENGINES)
 @pytest.mark.parametrize("work", WORK)
 def test_an_allocation_that_fails_leaves_an_engine_whole(
-    work: Callable[[Engine], None], make: Callable[[], Engine], monkeypatch: pytest.MonkeyPatch
+    work: Callable[[Engine], None],
+    make: Callable[[], Engine],
+    monkeypatch: pytest.MonkeyPatch,
+    report: Report,
 ) -> None:
     divide_always(monkeypatch)
     with make() as engine:
         assert engine.wait_ready(SLACK_S)
-        failed = fail_each(lambda: work(engine))
+        failed = fail_each(lambda: work(engine), report)
         assert failed or work is not do_batches
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("make", ENGINES.values(), ids=ENGINES)
 def test_an_engine_that_is_made_when_memory_is_out_works_or_leaves_nothing(
-    make: Callable[[], Engine],
+    make: Callable[[], Engine], report: Report
 ) -> None:
     def work() -> None:
         with make() as engine:
@@ -124,10 +133,12 @@ def test_an_engine_that_is_made_when_memory_is_out_works_or_leaves_nothing(
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", WorkerWarning)
-        assert fail_each(work)
+        assert fail_each(work, report)
 
 
-def test_a_reader_without_memory_reads_later(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_without_memory_reads_later(
+    monkeypatch: pytest.MonkeyPatch, report: Report
+) -> None:
     monkeypatch.setattr(share_server, "_PAUSE_S", 0.001)
     with Engine("lz4", backend="sequential") as engine, SwapStore(engine) as store:
         store.store(0, PAGES)
@@ -139,12 +150,12 @@ def test_a_reader_without_memory_reads_later(monkeypatch: pytest.MonkeyPatch) ->
                 assert (view.load_many(range(len(PAGES))) == PAGES).all()
                 assert view.group("far").load(10**9) == PAGES[0].tobytes()
 
-        assert fail_each(work) > 5
+        assert fail_each(work, report) > 5
         open_view: list[Any] = [attach(address)]
         store.store(100_000, PAGES)
 
         def read() -> None:
             assert (open_view[0].load_many(range(100_000, 100_000 + len(PAGES))) == PAGES).all()
 
-        fail_each(read)
+        fail_each(read, report)
         open_view[0].close()

@@ -15,9 +15,10 @@ from batchzip import BatchzipError, Engine, PageError, SwapStore
 from batchzip.core.memory import allocations, fail_allocation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
+    from support.reporting import Report
     from support.thread_model import Model
 
 OUT_OF_MEMORY = (MemoryError, OSError, BatchzipError)
@@ -54,7 +55,7 @@ def test_an_allocation_that_fails_in_a_call_leaves_a_store_whole(
     call: str,
     count: int,
     tmp_path: Path,
-    report: Callable[[str], None],
+    report: Report,
 ) -> None:
     work, has_file, full = CALLS.get(call, (share_a_table, False, False))
     number, failed = 0, 0
@@ -84,7 +85,8 @@ def test_an_allocation_that_fails_in_a_call_leaves_a_store_whole(
         if not reached:
             break
     report(
-        f"memory: {engine.backend.name}, {call}: each of {number - 1} allocations, {failed} errors"
+        f"memory: {engine.backend.name}, {call}: each of {number - 1} allocations, {failed} errors",
+        allocations_failed=number - 1,
     )
 
 
@@ -109,9 +111,9 @@ def test_making_a_store_leaves_nothing_where_memory_is_out(engine: Engine, tmp_p
     "steps", [pytest.param(1500), pytest.param(30_000, marks=pytest.mark.stress, id="stress")]
 )
 def test_allocations_that_fail_at_random_beside_other_threads_lose_nothing(
-    engine: Engine, steps: int, report: Callable[[str], None]
+    engine: Engine, steps: int, report: Report, seed: int
 ) -> None:
-    rng = random.Random(steps)
+    rng = random.Random(steps + seed)
     tried = 0
     with SwapStore(engine, backing=FaultyObject(), max_pool_bytes=1 << 16) as store:
         with Beside(store, steps, (*OUT_OF_MEMORY, PageError)) as others:
@@ -120,4 +122,7 @@ def test_allocations_that_fail_at_random_beside_other_threads_lose_nothing(
                 fail_allocation(rng.randrange(1, 40), rng.choice([1, 1, 2, 5]))
             fail_allocation(0)
         store.check_invariants()
-    report(f"memory: {engine.backend.name}, {tried} moments, {others.met} errors, 0 lost")
+    report(
+        f"memory: {engine.backend.name}, {tried} moments, {others.met} errors, 0 lost",
+        allocations_failed=others.met,
+    )

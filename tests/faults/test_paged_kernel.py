@@ -120,7 +120,10 @@ DIVISIONS: dict[str, Callable[[Bytes], None]] = {
 }
 
 
-@pytest.mark.parametrize("division", DIVISIONS)
+@pytest.mark.parametrize(
+    "division",  # mlock(2) touches the pages itself
+    [pytest.param("locked", marks=needs_kernel_faults), "without dump", "read-only"],
+)
 def test_a_page_that_lies_in_several_mappings_comes_and_goes(division: str) -> None:
     """The program did something to some machine pages of it."""
 
@@ -236,6 +239,7 @@ def test_a_touch_that_cannot_be_served_now_waits(what: str, call: int, code: int
 
 
 @needs_filters
+@needs_kernel_faults
 def test_a_page_whose_memory_is_damaged_is_a_sigbus() -> None:
     """The kernel does not map it again."""
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import FrameType
 
+    from support.reporting import Report
+
 ENGINES: dict[str, Callable[[], Engine]] = {
     "sequential": lambda: Engine("lz4", backend="sequential", page_size=SIZE),
     "threads": lambda: Engine("lz4", backend="threads", workers=2, page_size=SIZE),
@@ -108,7 +110,7 @@ CALLS: dict[str, tuple[Callable[[Model], object], bool, bool]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("call", CALLS)
 def test_an_interrupt_at_any_point_of_a_call_leaves_a_store_whole(
-    engine: Engine, second: Engine, call: str, tmp_path: Path, report: Callable[[str], None]
+    engine: Engine, second: Engine, call: str, tmp_path: Path, report: Report
 ) -> None:
     work, has_file, full = CALLS[call]
     point = 0
@@ -131,13 +133,16 @@ def test_an_interrupt_at_any_point_of_a_call_leaves_a_store_whole(
         model.check()
         store.close()
     assert point > 2
-    report(f"interrupts: {engine.backend.name}, {call}: at each of {point - 1} points, 0 wrong")
+    report(
+        f"interrupts: {engine.backend.name}, {call}: at each of {point - 1} points, 0 wrong",
+        points=point - 1,
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("has_file", [False, True])
 def test_closing_that_was_cut_short_can_be_finished(
-    engine: Engine, has_file: bool, tmp_path: Path, report: Callable[[str], None]
+    engine: Engine, has_file: bool, tmp_path: Path, report: Report
 ) -> None:
     point = came = 0
     happened = True
@@ -158,7 +163,8 @@ def test_closing_that_was_cut_short_can_be_finished(
         del store, model
     assert came == point - 1 > 5
     report(
-        f"interrupts: {engine.backend.name}, close: at each of {point - 1} points, 0 left behind"
+        f"interrupts: {engine.backend.name}, close: at each of {point - 1} points, 0 left behind",
+        points=point - 1,
     )
 
 
@@ -219,7 +225,7 @@ class Interrupts:
     "times", [pytest.param(60), pytest.param(3000, marks=pytest.mark.stress, id="stress")]
 )
 def test_signals_at_random_moments_lose_nothing_of_anybodys(
-    engine: Engine, times: int, tmp_path: Path, report: Callable[[str], None]
+    engine: Engine, times: int, tmp_path: Path, report: Report
 ) -> None:
     """One thread is interrupted while two others store, load, write back, recompress, drop."""
     interrupts = Interrupts(times)

@@ -21,7 +21,7 @@ from support.waiting import await_true
 from batchzip import Engine, SwapStore, attach
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from support.reporting import Report, Turns
 
 _TOKEN = "BATCHZIP_OWNER"
 """In the environment of an owner and of every process that it or its workers start."""
@@ -91,17 +91,19 @@ def kill_an_owner(tmp_path: Path, after_s: float) -> tuple[int, float]:
     "times", [pytest.param(3), pytest.param(50, marks=pytest.mark.stress, id="stress")]
 )
 def test_nothing_is_left_of_a_killed_owner(
-    times: int, tmp_path: Path, report: Callable[[str], None]
+    times: int, tmp_path: Path, report: Report, turns: Turns, seed: int
 ) -> None:
-    rng = np.random.default_rng(times)
-    processes, slowest_s = 0, 0.0
-    for _ in range(times):
+    rng = np.random.default_rng((seed, times))
+    killed, processes, slowest_s = 0, 0, 0.0
+    for _ in turns(times):
         # In the first 0.2 s workers are still starting.
         count, gone_s = kill_an_owner(tmp_path, rng.exponential(0.15))
+        killed += 1
         processes += count
         slowest_s = max(slowest_s, gone_s)
     report(
-        f"owner killed: {times} times with {processes} processes, all gone within {slowest_s:.3f} s"
+        f"owner killed: {killed} times with {processes} processes, all gone within {slowest_s:.3f} s",
+        owners_killed=killed,
     )
 
 
@@ -134,14 +136,20 @@ def kill_a_stores_owner(path: Path, after_s: float) -> int:
 )
 @pytest.mark.parametrize("was_there", [False, True])
 def test_a_killed_owners_file_is_gone_or_taken_over_and_its_memory_goes_with_the_last_reader(
-    times: int, was_there: bool, tmp_path: Path, report: Callable[[str], None]
+    times: int,
+    was_there: bool,
+    tmp_path: Path,
+    report: Report,
+    turns: Turns,
+    seed: int,
 ) -> None:
-    rng = np.random.default_rng(times)
-    path, loads = tmp_path / "swap", 0
+    rng = np.random.default_rng((seed, times))
+    path, killed, loads = tmp_path / "swap", 0, 0
     if was_there:
         path.touch()
     left = list(tmp_path.iterdir())
-    for _ in range(times):
+    for _ in turns(times):
+        killed += 1
         loads += kill_a_stores_owner(path, rng.exponential(0.15))
         assert list(tmp_path.iterdir()) == left
     with Engine("lz4", backend="sequential") as engine, SwapStore(engine, backing=path) as store:
@@ -152,5 +160,6 @@ def test_a_killed_owners_file_is_gone_or_taken_over_and_its_memory_goes_with_the
     assert list(tmp_path.iterdir()) == left
     assert not was_there or path.read_bytes() == b""
     report(
-        f"owner killed: {times} stores with a file, after {loads} loads of a reader, 0 left behind"
+        f"owner killed: {killed} stores with a file, after {loads} loads of a reader, 0 left behind",
+        owners_killed=killed,
     )

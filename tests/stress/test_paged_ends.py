@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     import numpy.typing as npt
+    from support.reporting import Report, Turns
 
 
 pytestmark = needs_paging
@@ -49,10 +50,12 @@ def text(pages: int, seed: int = 1) -> npt.NDArray[np.uint8]:
     "times", [pytest.param(2), pytest.param(60, marks=pytest.mark.stress, id="stress")]
 )
 def test_nothing_is_left_of_a_killed_owner(
-    times: int, tmp_path: Path, report: Callable[[str], None]
+    times: int, tmp_path: Path, report: Report, turns: Turns, seed: int
 ) -> None:
-    rng = np.random.default_rng(times)
-    for _ in range(times):
+    rng = np.random.default_rng((seed, times))
+    killed = 0
+    for _ in turns(times):
+        killed += 1
         with subprocess.Popen(
             [sys.executable, paged_owner.__file__, tmp_path],
             stdout=subprocess.PIPE,
@@ -67,7 +70,7 @@ def test_nothing_is_left_of_a_killed_owner(
         assert len(segments) >= 2  # objects and pages
         await_true(lambda: not segments & shared_memory(all_pids()), "the end of its memory")  # noqa: B023
         assert not list(tmp_path.iterdir())
-    report(f"paged: {times} owners killed, nothing left")
+    report(f"paged: {killed} owners killed, nothing left", owners_killed=killed)
 
 
 OUTLIVED = """

@@ -12,11 +12,10 @@ pytestmark = pytest.mark.stress
 
 
 def test_four_readers_beside_a_churning_owner(
-    tmp_path: Path, report: Callable[[str], None], pytestconfig: pytest.Config
+    tmp_path: Path, report: Callable[[str], None], stress_s: float
 ) -> None:
-    seconds = pytestconfig.getoption("--stress-s")
     with Engine("lz4", backend="sequential") as engine:
-        reads, changes = churn(tmp_path, engine, seconds, 4)
+        reads, changes = churn(tmp_path, engine, stress_s, 4)
     report(
-        f"shared store: {reads} reads by 4 processes in {seconds:g} s beside {changes} changes, 0 wrong"
+        f"shared store: {reads} reads by 4 processes in {stress_s:g} s beside {changes} changes, 0 wrong"
     )

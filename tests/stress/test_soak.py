@@ -22,7 +22,7 @@ from batchzip.lanes import LanesBackend, watch
 from batchzip_workers import supervisor as supervisor_module
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from support.reporting import Report
 
 THREADS = 4
 MOST_PAGES = 1024
@@ -49,7 +49,8 @@ def held() -> dict[str, int]:
 class Soak:
     """Batches until there were so many, and so many seconds are over."""
 
-    def __init__(self, engines: list[Engine], batches: int, seconds: float) -> None:
+    def __init__(self, engines: list[Engine], batches: int, seconds: float, seed: int) -> None:
+        self._seed = seed
         self._engines = engines
         self._loads = [Load(engine.codec, 2 * MOST_PAGES) for engine in engines]
         self._left = batches
@@ -81,7 +82,7 @@ class Soak:
             return self._left >= 0 or time.monotonic() < self._until
 
     def _work(self, seed: int) -> None:
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng((self._seed, seed))
         try:
             while not self.failures and self._take_one():
                 self._do_one(rng)
@@ -157,7 +158,7 @@ class Soak:
         return [worker.pid for worker in engine.statistics.workers if worker.shares]
 
     def _do_harm(self) -> None:
-        rng = np.random.default_rng(99)
+        rng = np.random.default_rng((self._seed, 99))
         while not self._over.wait(rng.exponential(0.015)):
             pids = self._victims(self._engines[rng.integers(len(self._engines))], rng)
             if pids:
@@ -178,12 +179,13 @@ class Soak:
 def test_no_result_is_wrong_while_workers_are_killed_and_stopped(
     batches: int,
     monkeypatch: pytest.MonkeyPatch,
-    pytestconfig: pytest.Config,
-    report: Callable[[str], None],
+    stress_s: float,
+    seed: int,
+    report: Report,
 ) -> None:
     monkeypatch.setattr(watch, "HANG_S", 0.3)
     monkeypatch.setattr(supervisor_module, "START_S", 3.0)
-    seconds = 0.0 if batches < 1000 else pytestconfig.getoption("--stress-s")
+    seconds = 0.0 if batches < 1000 else stress_s
     with ExitStack() as stack:
         engines = [
             stack.enter_context(engine)
@@ -198,7 +200,7 @@ def test_no_result_is_wrong_while_workers_are_killed_and_stopped(
         for engine in engines[::2]:  # their callers take pages back
             assert isinstance(engine.backend, LanesBackend)
             engine.backend.divider.generous = False
-        soak = Soak(engines, batches, seconds)
+        soak = Soak(engines, batches, seconds, seed)
         soak.run()
         for failure in soak.failures:
             raise failure
@@ -216,5 +218,6 @@ def test_no_result_is_wrong_while_workers_are_killed_and_stopped(
     report(
         f"soak: {soak.batches} batches, {soak.kills} kills, {soak.stops} stops, {restarts} workers replaced, "
         f"{soak.expired_pages} pages past their deadline, {soak.cancelled} requests cancelled, "
-        f"{soak.engines} engines opened and closed, growth {growth}, 0 wrong"
+        f"{soak.engines} engines opened and closed, growth {growth}, 0 wrong",
+        kills_and_stops=soak.kills + soak.stops,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import random
 import subprocess
@@ -20,6 +21,15 @@ def record(number: int) -> dict[str, Any]:
         "city": rng.choice(["Lisbon", "Osaka", "Quito"]),
         "balances": [round(rng.gauss(1000, 300), 2) for _ in range(60)],
     }
+
+
+RECORDS = [record(number) for number in range(8000)]
+
+LINES = [json.dumps(each).encode() for each in RECORDS]
+
+
+def dicts_of(serializer: str) -> list[Holder]:
+    return [Holder("dict", serializer), Holder("lz4.block", serializer)]
 
 
 def run_code(code: str, value: object) -> None:

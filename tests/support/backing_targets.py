@@ -10,6 +10,7 @@ from support.backing import free, write
 from batchzip.store.backing.backing_file import BackingFile
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import ExitStack
     from pathlib import Path
 
@@ -18,6 +19,12 @@ PAGE = 4096
 
 def opened(target: object) -> BackingFile:
     return BackingFile(target, page_size=PAGE)
+
+
+def made(make: Callable[[Path], None], path: Path) -> Path:
+    """Make something at a path, and return the path."""
+    make(path)
+    return path
 
 
 def works(target: object) -> None:

@@ -29,6 +29,10 @@ KINDS: dict[str, Callable[[], Engine]] = {
         backend="sequential",
         dictionary=train_dictionary([text(seed) for seed in range(100)], size=4096),
     ),
+    "lz4hc": lambda: Engine("lz4hc", backend="sequential"),
+    "deflate": lambda: Engine("deflate", backend="sequential"),
+    "snappy": lambda: Engine("snappy", backend="sequential"),
+    "brotli": lambda: Engine("brotli", backend="sequential"),
     "raw": lambda: Engine("lz4", backend="sequential"),
     "lz4, shuffled": lambda: Engine("lz4", shuffle=4, backend="sequential"),
 }

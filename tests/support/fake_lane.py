@@ -45,10 +45,18 @@ class FakeLane:
 
     def __init__(self, codec: Codec, page_size: int) -> None:
         self.memory = memoryview(bytearray(ring_bytes(page_size)))
-        self.ring = Ring(page_size, 0, self.memory)
         self._page_size = page_size
         self._compress = codec.compressor(page_size)
         self._restore = codec.decompressor(page_size)
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Make another ring in the same memory, for a lane that has done nothing."""
+        self.memory[:_CONTROL_BYTES] = bytes(_CONTROL_BYTES)
+        for number in range(_SLOTS):
+            at = self._slot(number)
+            self.memory[at : at + _HEAD_BYTES] = bytes(_HEAD_BYTES)
+        self.ring = Ring(self._page_size, 0, self.memory)
         self._done = 0
         self._write(READY, 1)
 

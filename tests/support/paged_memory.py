@@ -6,10 +6,18 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+import pytest
+
+from batchzip.paged import available
+
 if TYPE_CHECKING:
-    from batchzip import (
-        PagedMemory,
-    )
+    from batchzip import PagedMemory
+
+PAGE = 4096
+
+SIZE, BUDGET = 256 * PAGE, 64 * PAGE
+
+needs_faults = pytest.mark.skipif(not available(), reason=str(available()))
 
 
 def evict(memory: PagedMemory, array: object) -> int:

@@ -34,6 +34,10 @@ def word(seed: int, size: int = SIZE) -> bytes:
     return random.Random(seed).randbytes(8) * (size // 8)
 
 
+PAGES = [text(0), noise(1), word(2), text(3), ZEROS, noise(5), text(6), text(7)]
+"""Pages of every kind that a store tells apart."""
+
+
 def grown(store: SwapStore, before: Counters) -> dict[str, int]:
     """Tell which counters of events differ from `before`, and by how much."""
     now = dataclasses.asdict(store.counters)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,3 +37,9 @@ def check_round_trip(
     assert not back.errors.any()
     np.testing.assert_array_equal(back.pages, pages[good])
     return batch
+
+
+def cpu_ticks(pid: int) -> int:
+    """Return the CPU time of a process, in the ticks of proc(5)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return int(fields[11]) + int(fields[12])

@@ -31,7 +31,7 @@ from batchzip.errors import BadArgument
 if TYPE_CHECKING:
     from batchzip.core.memory import Descriptor
 
-_Key: TypeAlias = tuple[str, int, int]
+_Key: TypeAlias = tuple[str | int, ...]
 
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL})
 """Errors of `flock` on a file system without locks."""
@@ -53,7 +53,7 @@ class Claim:
         self._target = target  # keeps it alive, so that its identity stays unique
         self._keys: tuple[_Key, ...] = ()
         if target is not None:
-            self._keys += (("object", id(target), 0),)
+            self._keys += (("object", id(target)),)
         if file is not None:
             self._keys += (_key_of(file),)
         self._mine = weakref.ref(self, partial(_forget, self._keys))
@@ -93,7 +93,7 @@ class Claim:
 def _key_of(file: Descriptor) -> _Key:
     status = os.fstat(file.fileno())
     if stat.S_ISBLK(status.st_mode):
-        return "device", status.st_rdev, 0
+        return "device", status.st_rdev
     return "file", status.st_dev, status.st_ino
 
 

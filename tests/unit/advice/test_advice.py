@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.command import assert_fits, assert_one_clear_line, assert_refused, cli
 from support.sample_pages import arrays, json_pages
+from support.unreadable import unreadable_process
 
 from batchzip import BadArgument, BadBatch, UnknownAlgorithm, UnreadableProcess
 from batchzip.advice import BLOCK_BYTES, TABLE_BYTES, Advice, Option, advise
@@ -458,9 +459,7 @@ def test_bad_input_is_one_clear_line(
 
 
 def test_a_process_that_may_not_be_read_is_one_clear_line(
-    holding: subprocess.Popen[bytes],
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def as_nobody(*arguments: Any, **options: Any) -> ProcessMemory:
         os.seteuid(65534)
@@ -469,11 +468,10 @@ def test_a_process_that_may_not_be_read_is_one_clear_line(
         finally:
             os.seteuid(0)
 
-    pid = 1
     if os.geteuid() == 0:
-        pid = holding.pid
         monkeypatch.setattr(sampling, "ProcessMemory", as_nobody)
-    assert main(["advise", "--pid", str(pid)]) == 2
+    with unreadable_process() as pid:
+        assert main(["advise", "--pid", str(pid)]) == 2
     out, err = capfd.readouterr()
     assert out == ""
     assert err.startswith(f"batchzip: process {pid} may not be read: run as the user ")

@@ -19,34 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from support.advised_values import record, run_code
+from support.advised_values import LINES, RECORDS, run_code
 from support.command import COMMAND, assert_refused, children, cli
 
-from batchzip.advice import weighing
-from batchzip.advice.holder import Holder, process_memory
-from batchzip.advice.suiting import Suiting
+from batchzip.advice.holder import process_memory
 from batchzip.cli.main import main
 from batchzip.sources.value_files import open_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-
-def dicts_of(serializer: str) -> list[Holder]:
-    return [Holder("dict", serializer), Holder("lz4.block", serializer)]
-
-
-RECORDS = [record(number) for number in range(8000)]
-
-LINES = [json.dumps(each).encode() for each in RECORDS]
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only dicts are measured: what is tested is not which holders there are."""
-    monkeypatch.setattr(weighing, "_dicts", lambda serializer, **_: dicts_of(serializer))
-    monkeypatch.setattr(weighing, "_worth_trying", lambda *_: [])
-    monkeypatch.setattr(Suiting, "names", ["pickle"])
 
 
 # Files

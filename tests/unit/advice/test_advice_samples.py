@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import subprocess
 import sys
 import tempfile
@@ -12,34 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from support.advised_values import held, record
+from support.advised_values import LINES, held
 from support.command import absolute_path
 
 from batchzip import BadArgument, BatchzipError, NotStorable, advise_values
-from batchzip.advice import spool, weighing
+from batchzip.advice import spool
 from batchzip.advice.holder import Holder, process_memory, weigh
-from batchzip.advice.suiting import Suiting
 from batchzip.advice.values import recommend
 
 if TYPE_CHECKING:
     from batchzip.advice.weighing import Held
-
-
-def dicts_of(serializer: str) -> list[Holder]:
-    return [Holder("dict", serializer), Holder("lz4.block", serializer)]
-
-
-RECORDS = [record(number) for number in range(8000)]
-
-LINES = [json.dumps(each).encode() for each in RECORDS]
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only dicts are measured: what is tested is not which holders there are."""
-    monkeypatch.setattr(weighing, "_dicts", lambda serializer, **_: dicts_of(serializer))
-    monkeypatch.setattr(weighing, "_worth_trying", lambda *_: [])
-    monkeypatch.setattr(Suiting, "names", ["pickle"])
 
 
 # What is looked at

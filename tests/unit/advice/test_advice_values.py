@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import pickle
 import sys
 import tempfile
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from support.advised_values import record, run_code
+from support.advised_values import LINES, RECORDS, dicts_of, run_code
 from support.command import assert_fits
 
 import batchzip
@@ -28,15 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def dicts_of(serializer: str) -> list[Holder]:
-    return [Holder("dict", serializer), Holder("lz4.block", serializer)]
-
-
 DICTS = dicts_of("bytes")
-
-RECORDS = [record(number) for number in range(8000)]
-
-LINES = [json.dumps(each).encode() for each in RECORDS]
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +39,6 @@ def advice() -> ValuesAdvice:
     )
     assert done == [(number, len(done)) for number in range(1, len(done) + 1)]
     return found
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only dicts are measured: what is tested is not which holders there are."""
-    monkeypatch.setattr(weighing, "_dicts", lambda serializer, **_: dicts_of(serializer))
-    monkeypatch.setattr(weighing, "_worth_trying", lambda *_: [])
-    monkeypatch.setattr(Suiting, "names", ["pickle"])
 
 
 # What is measured

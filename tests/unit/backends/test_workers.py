@@ -9,15 +9,13 @@ import signal
 import subprocess
 import threading
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from support.codecs.faulty import HUNGRY, KILL, KILL_ONCE, RAISE, STOP_ONCE, FaultyCodec
-from support.dividing import divide_always
 from support.waiting import await_true
-from support.workers import check_round_trip, some_pages
+from support.workers import check_round_trip, cpu_ticks, some_pages
 
 import batchzip
 from batchzip import CompressBatch, Engine
@@ -30,6 +28,7 @@ from batchzip_workers.supervisor import Supervisor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     import numpy.typing as npt
 
@@ -59,12 +58,6 @@ def faulty(tmp_path: Path) -> Iterator[Engine]:
         yield engine
 
 
-@pytest.fixture
-def always_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give workers their share whatever it costs, so that faults happen where they are meant to."""
-    divide_always(monkeypatch)
-
-
 def end(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
     await_true(lambda: not is_alive(pid), "its end")
@@ -73,10 +66,10 @@ def end(pid: int) -> None:
 @pytest.mark.usefixtures("always_hand_over")
 def test_workers_take_part(engine: Engine) -> None:
     (pid,) = engine.worker_pids
-    before = _cpu_ticks(pid)
+    before = cpu_ticks(pid)
     for _ in range(200):
         check_round_trip(engine, some_pages(64))
-        if _cpu_ticks(pid) > before + 3:
+        if cpu_ticks(pid) > before + 3:
             return
     pytest.fail("the worker used no CPU")
 
@@ -326,8 +319,3 @@ def test_an_interrupted_batch_leaves_the_engine_usable(
         os.kill(pid, signal.SIGCONT)
         check_round_trip(engine, some_pages(64))
     assert engine.worker_pids == (pid,)
-
-
-def _cpu_ticks(pid: int) -> int:
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return int(fields[11]) + int(fields[12])

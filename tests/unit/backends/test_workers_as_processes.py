@@ -8,12 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.waiting import await_true
-from support.workers import check_round_trip, some_pages
+from support.workers import check_round_trip, cpu_ticks, some_pages
 
 import batchzip
 from batchzip import CompressBatch, Engine
@@ -23,6 +22,7 @@ from batchzip_workers.backend import WorkersBackend
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 @pytest.fixture
@@ -48,14 +48,9 @@ def test_an_idle_engine_uses_no_cpu(engine: Engine) -> None:
     check_round_trip(engine, some_pages(64))
     (pid,) = engine.worker_pids
     time.sleep(0.05)  # what it may spin
-    before = _cpu_ticks(pid)
+    before = cpu_ticks(pid)
     time.sleep(1.0)
-    assert _cpu_ticks(pid) == before
-
-
-def _cpu_ticks(pid: int) -> int:
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return int(fields[11]) + int(fields[12])
+    assert cpu_ticks(pid) == before
 
 
 def test_workers_ignore_ctrl_c(engine: Engine) -> None:

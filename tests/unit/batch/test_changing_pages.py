@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from support.dividing import divide_always
 
 from batchzip import CompressBatch, DecompressBatch, Engine
 from batchzip.testing.plain import PAGE, SLACK_S
@@ -18,14 +17,12 @@ if TYPE_CHECKING:
 
     from batchzip.arguments.buffers import Bytes
 
+pytestmark = pytest.mark.usefixtures("always_hand_over")
+
+
 COUNT = 32
 ROUNDS = 20
 GUARD = 0xA5
-
-
-@pytest.fixture(autouse=True)
-def always_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    divide_always(monkeypatch)
 
 
 @contextmanager

@@ -8,8 +8,7 @@ import pytest
 
 from batchzip.bench import compress, swap
 from batchzip.bench.compare import compare
-from batchzip.bench.figure import Result
-from batchzip.bench.rounds import figure
+from batchzip.bench.figure import Result, figure
 from batchzip.bench.table import print_changes, print_result
 
 NAMES = ["bare", "sequential", "threads", "workers", "workers, half in file", "blosc2 1 MiB"]
@@ -51,7 +50,7 @@ def test_a_result_fits_its_width_and_names_everybody(
     assert max(map(len, lines)) <= width
     for name in NAMES:
         assert sum(line.startswith(f"{name}  ") for line in lines) == 3
-    assert any(line.startswith("missing: zram") for line in lines)
+    assert any(line.startswith("note: zram") for line in lines)
     assert any("left out for lack of room" in line for line in lines) is (width < 200)
     compressed = next(line for line in lines if line.startswith("bare  "))
     assert re.fullmatch(r"bare( +\*10\.50 ±2)+( +2\.75)?", compressed), "the fastest is marked"

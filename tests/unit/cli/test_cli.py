@@ -16,8 +16,8 @@ from support.command import (
     assert_refused,
     cli,
     document,
-    some_pages,
 )
+from support.unreadable import unreadable_process
 
 from batchzip.cli import swap
 from batchzip.cli.main import main
@@ -26,21 +26,6 @@ from batchzip.sources.process_memory import ProcessMemory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-
-@pytest.fixture(scope="module")
-def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What one run with some pages says, for the tests that look at it."""
-    path = tmp_path_factory.mktemp("swap") / "pages.bin"
-    path.write_bytes(some_pages().tobytes())
-    return document("--file", path)
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    path = tmp_path / "pages.bin"
-    path.write_bytes(some_pages().tobytes())
-    return path
 
 
 def test_a_file_goes_through_and_comes_back(result: dict[str, Any]) -> None:
@@ -308,11 +293,8 @@ def opening_as_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_process_that_may_not_be_read_is_one_clear_line(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    script = "import sys; sys.stdin.read()"
-    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE) as child:
-        pid = child.pid if os.geteuid() == 0 else 1
+    with unreadable_process() as pid:
         code = main(["swap", "--pid", str(pid)])
-        child.communicate()
     assert code == 2
     out, err = capfd.readouterr()
     assert out == ""

@@ -5,26 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from typing import Any
 
 import pytest
 from support.command import (
     cli,
-    document,
-    some_pages,
 )
 
 import batchzip
 from batchzip.core import build
 from batchzip.core.libraries import libraries
-
-
-@pytest.fixture(scope="module")
-def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What one run with some pages says, for the tests that look at it."""
-    path = tmp_path_factory.mktemp("swap") / "pages.bin"
-    path.write_bytes(some_pages().tobytes())
-    return document("--file", path)
 
 
 def test_the_version_names_the_libraries_and_how_the_core_was_built() -> None:

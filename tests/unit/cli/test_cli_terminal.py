@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from support.command import (
@@ -13,31 +13,14 @@ from support.command import (
     Terminal,
     children,
     cli,
-    document,
     has_gone,
     resident_bytes,
-    some_pages,
 )
 from support.waiting import await_true
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
-
-
-@pytest.fixture(scope="module")
-def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What one run with some pages says, for the tests that look at it."""
-    path = tmp_path_factory.mktemp("swap") / "pages.bin"
-    path.write_bytes(some_pages().tobytes())
-    return document("--file", path)
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    path = tmp_path / "pages.bin"
-    path.write_bytes(some_pages().tobytes())
-    return path
 
 
 @pytest.mark.slow

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from support.codecs.spoiling import MARKS, SpoilingCodec
-from support.dividing import divide_always
 
 from batchzip import CompressBatch, DecompressBatch, Engine, PageError, StoreRejected, SwapStore
 from batchzip.codecs.verified import Verified
@@ -19,15 +18,13 @@ if TYPE_CHECKING:
 
     from batchzip.arguments.buffers import Bytes
 
+pytestmark = pytest.mark.usefixtures("always_hand_over")
+
+
 BACKENDS: list[dict[str, Any]] = [
     {"backend": "sequential"},
     {"backend": "workers", "workers": 1},
 ]
-
-
-@pytest.fixture(autouse=True)
-def always_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    divide_always(monkeypatch)
 
 
 @pytest.fixture(scope="module", params=BACKENDS, ids=["sequential", "workers"])

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import types
 from typing import TYPE_CHECKING
 
 import pytest
@@ -154,6 +155,13 @@ def test_a_build_that_cannot_be_says_what_to_install(
         SystemExit, match=r"^batchzip: BATCHZIP_CORE_PROFILE=fast: choose one of release"
     ):
         hatch_build.Core(ROOT)
+
+    with monkeypatch.context() as noexec:
+        noexec.setattr(
+            "os.statvfs", lambda _folder: types.SimpleNamespace(f_flag=os.ST_NOEXEC | os.ST_NOSUID)
+        )
+        with pytest.raises(SystemExit, match=r"^batchzip: no program can run in .*set TMPDIR"):
+            hook(ROOT).dependencies()
 
     monkeypatch.setattr("sysconfig.get_path", lambda _name: str(tmp_path))
     monkeypatch.setattr("sysconfig.get_config_var", lambda _name: str(tmp_path))

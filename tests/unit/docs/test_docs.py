@@ -65,7 +65,7 @@ def run_examples(name: str) -> None:
 def run_script(script: Path) -> str:
     """Run a script in a process of its own, warnings being errors. Return what it prints."""
     done = subprocess.run(
-        [sys.executable, "-W", "error", script],
+        [sys.executable, "-u", "-W", "error", script],  # -u: in order with what its children print
         capture_output=True,
         text=True,
         timeout=120,

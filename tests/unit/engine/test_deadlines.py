@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 from support.codecs.faulty import KILL, STOP_ONCE, FaultyCodec
 from support.codecs.slow import SlowCodec
-from support.dividing import divide_always, divide_never
-from support.held_lane import Hold
+from support.dividing import divide_never
 from support.waiting import await_true
 
 from batchzip import CompressBatch, DecompressBatch, Engine
@@ -28,33 +27,16 @@ from batchzip.testing.leaks import is_alive
 from batchzip.testing.plain import PAGE, SLACK_S, check_compressed, check_round_trip
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from support.held_lane import Hold
 
     from batchzip.arguments.buffers import Bytes
     from batchzip.batch import Batch
 
+pytestmark = pytest.mark.usefixtures("always_hand_over")
+
+
 SOON_S = 0.3
 """A deadline that passes while a worker hangs."""
-
-
-@pytest.fixture(autouse=True)
-def always_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    divide_always(monkeypatch)
-
-
-@pytest.fixture
-def hold(monkeypatch: pytest.MonkeyPatch) -> Hold:
-    return Hold(monkeypatch)
-
-
-@pytest.fixture
-def stopping(tmp_path: Path) -> Iterator[Engine]:
-    """An engine of one worker, which a page marked STOP_ONCE stops; HANG_S is half a minute."""
-    flag = tmp_path / "flag"
-    flag.touch()
-    with Engine(FaultyCodec(os.getpid(), str(flag)), backend="workers", workers=1) as engine:
-        assert engine.wait_ready(SLACK_S)
-        yield engine
 
 
 def some_pages(count: int, mark: bytes = b"", *indices: int) -> Bytes:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from support.codecs.faulty import KILL, KILL_ONCE, FaultyCodec
-from support.dividing import divide_always, divide_never
+from support.codecs.faulty import KILL, KILL_ONCE
+from support.dividing import divide_never
 from support.held_lane import Hold
 from support.waiting import await_true
 
@@ -25,15 +25,11 @@ from batchzip_workers.failpoints import armed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from batchzip.arguments.buffers import Bytes
     from batchzip.statistics import Statistics
 
-
-@pytest.fixture(autouse=True)
-def always_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    divide_always(monkeypatch)
+pytestmark = pytest.mark.usefixtures("always_hand_over")
 
 
 @pytest.fixture(params=["sequential", "threads 1", "threads 2", "workers 1", "workers 2"])
@@ -41,15 +37,6 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     backend, _, lanes = request.param.partition(" ")
     how: dict[str, Any] = {"workers": int(lanes)} if lanes else {}
     with Engine("lz4", backend=backend, **how) as engine:
-        assert engine.wait_ready(SLACK_S)
-        yield engine
-
-
-@pytest.fixture
-def faulty(tmp_path: Path) -> Iterator[Engine]:
-    flag = tmp_path / "flag"
-    flag.touch()
-    with Engine(FaultyCodec(os.getpid(), str(flag)), backend="workers", workers=1) as engine:
         assert engine.wait_ready(SLACK_S)
         yield engine
 
@@ -234,26 +221,26 @@ def marked(count: int, mark: bytes, *indices: int) -> Bytes:
 
 
 @pytest.mark.slow
-def test_the_pages_of_a_share_that_is_run_again_count_once(faulty: Engine) -> None:
+def test_the_pages_of_a_share_that_is_run_again_count_once(stopping: Engine) -> None:
     batch = CompressBatch(marked(8, KILL_ONCE, 3))
-    faulty.compress(batch)
-    compress = faulty.statistics.compress
+    stopping.compress(batch)
+    compress = stopping.statistics.compress
     assert (compress.pages, compress.batches, compress.divided) == (8, 1, 1)
     assert compress.bytes_out == batch.dlens.sum()
     assert compress.waits
     assert compress.wait_s > 0
-    await_true(lambda: faulty.statistics.restarts == 1)
+    await_true(lambda: stopping.statistics.restarts == 1)
 
 
 @pytest.mark.slow
-def test_a_page_that_kills_is_an_error_and_not_done(faulty: Engine) -> None:
+def test_a_page_that_kills_is_an_error_and_not_done(stopping: Engine) -> None:
     batch = CompressBatch(marked(8, KILL, 3))
-    faulty.compress(batch)
-    statistics = faulty.statistics
+    stopping.compress(batch)
+    statistics = stopping.statistics
     assert statistics.errors == {-errno.EOWNERDEAD: 1}
     assert statistics.compress.pages == 7
     assert statistics.compress.bytes_out == batch.dlens.sum()
-    await_true(lambda: faulty.statistics.restarts >= 2)
+    await_true(lambda: stopping.statistics.restarts >= 2)
 
 
 def test_pages_of_a_worker_that_dies_before_it_says_so_are_counted_once() -> None:
@@ -267,13 +254,13 @@ def test_pages_of_a_worker_that_dies_before_it_says_so_are_counted_once() -> Non
 
 
 @pytest.mark.slow
-def test_pages_done_in_process_in_place_of_a_dead_worker_are_fallbacks(faulty: Engine) -> None:
+def test_pages_done_in_process_in_place_of_a_dead_worker_are_fallbacks(stopping: Engine) -> None:
     """The worker dies on the first of its pages: that is done by another one, the rest here."""
     batch = CompressBatch(marked(8, KILL_ONCE, 0))
-    faulty.compress(batch)
+    stopping.compress(batch)
     assert not batch.errors.any()
-    await_true(lambda: faulty.statistics.restarts == 1)
-    compress = faulty.statistics.compress
+    await_true(lambda: stopping.statistics.restarts == 1)
+    compress = stopping.statistics.compress
     assert (compress.inline_pages, compress.pages) == (7, 8)
     assert 3 <= compress.fallbacks < 7
 

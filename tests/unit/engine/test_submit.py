@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from support.dividing import divide_always, divide_never
-from support.held_lane import Hold
 from support.waiting import await_true
 
 from batchzip import (
@@ -39,6 +38,8 @@ from batchzip_workers.backend import WorkersBackend
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from support.held_lane import Hold
+
     from batchzip.arguments.buffers import Bytes
     from batchzip.batch import Batch
 
@@ -58,11 +59,6 @@ def engine() -> Iterator[Engine]:
         assert engine.wait_ready(SLACK_S)
         yield engine
         assert pages_in(engine) == 0, "room for pages that are gone"
-
-
-@pytest.fixture
-def hold(monkeypatch: pytest.MonkeyPatch) -> Hold:
-    return Hold(monkeypatch)
 
 
 @pytest.fixture

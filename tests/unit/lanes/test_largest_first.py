@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from support.codecs.recording import RecordingCodec
-from support.dividing import divide_always
 
 from batchzip import CompressBatch, DecompressBatch, Engine
 from batchzip.testing.plain import PAGE, SLACK_S, check_restored
@@ -20,12 +19,10 @@ if TYPE_CHECKING:
 
     from batchzip.arguments.buffers import Bytes
 
+pytestmark = pytest.mark.usefixtures("always_hand_over")
+
+
 COUNT = 300
-
-
-@pytest.fixture(autouse=True)
-def always_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    divide_always(monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from support.dividing import divide_always
 from support.forked import in_forked_child
 from support.waiting import await_true
 
@@ -46,13 +45,11 @@ if TYPE_CHECKING:
 
     from batchzip.arguments.buffers import Bytes
 
+pytestmark = pytest.mark.usefixtures("always_hand_over")
+
+
 LARGE = 65536
 """Bytes of pages that zstd takes some milliseconds for at a high level."""
-
-
-@pytest.fixture(autouse=True)
-def always_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    divide_always(monkeypatch)
 
 
 @pytest.fixture

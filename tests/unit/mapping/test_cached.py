@@ -12,36 +12,15 @@ from batchzip import (
     BadArgument,
     ClosedError,
     CompressedMapping,
-    Engine,
     SwapStore,
     cached,
 )
-from batchzip.core.records import shift_clock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-
-@pytest.fixture
-def zstd() -> Iterator[SwapStore]:
-    with Engine("zstd", level=1, backend="sequential") as engine, SwapStore(engine) as store:
-        yield store
-        store.check_invariants()
+    from collections.abc import Callable
 
 
 # Time
-
-
-@pytest.fixture
-def later() -> Iterator[Callable[[float], None]]:
-    moved: list[float] = []
-
-    def move(seconds: float) -> None:
-        moved.append(seconds)
-        shift_clock(seconds)
-
-    yield move
-    shift_clock(-sum(moved))
 
 
 # cached
@@ -124,6 +103,39 @@ def test_coroutines_wait_for_the_first_of_their_key(zstd: SwapStore) -> None:
         assert sum(isinstance(each, ZeroDivisionError) for each in found) == 1
         assert len(calls) == 3
         assert all(each == number % 2 for number, each in enumerate(found) if isinstance(each, int))
+
+
+def test_a_coroutine_that_looked_before_the_first_had_stored_does_not_call_again(
+    zstd: SwapStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    with CompressedMapping(zstd, serializer="pickle") as mapping:
+        look = mapping.aget
+
+        @cached(mapping)
+        async def slow(number: int) -> int:
+            calls.append(number)
+            return number
+
+        async def work() -> None:
+            looked, stored = asyncio.Event(), asyncio.Event()
+
+            async def look_slowly(*arguments: Any) -> Any:
+                monkeypatch.undo()
+                found = await look(*arguments)
+                looked.set()
+                await stored.wait()
+                return found
+
+            monkeypatch.setattr(mapping, "aget", look_slowly)
+            late = asyncio.create_task(slow(7))
+            await looked.wait()
+            assert await slow(7) == 7
+            stored.set()
+            assert await late == 7
+
+        asyncio.run(work())
+        assert calls == [7]
 
 
 @pytest.mark.parametrize("options", [{"key": 5}, {"mapping": {}}])

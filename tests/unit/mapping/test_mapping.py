@@ -22,20 +22,13 @@ from batchzip import (
 from batchzip.mapping.serializers.pickles import PicklePacker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 
 PAGE = 4096
 
 MOST = 64 << 10
 """Bytes of a value that is compressed in one call; longer ones lie on pages."""
-
-
-@pytest.fixture
-def mapping(store: SwapStore) -> Iterator[CompressedMapping]:
-    with CompressedMapping(store) as mapping:
-        yield mapping
-        mapping.check_invariants()
 
 
 # Values

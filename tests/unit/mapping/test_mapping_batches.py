@@ -26,13 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-@pytest.fixture
-def zstd() -> Iterator[SwapStore]:
-    with Engine("zstd", level=1, backend="sequential") as engine, SwapStore(engine) as store:
-        yield store
-        store.check_invariants()
-
-
 # Several at once
 
 

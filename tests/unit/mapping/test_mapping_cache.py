@@ -17,20 +17,12 @@ from batchzip import (
     StoreRejected,
     SwapStore,
 )
-from batchzip.core.records import shift_clock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
 MIB = 1 << 20
-
-
-@pytest.fixture
-def zstd() -> Iterator[SwapStore]:
-    with Engine("zstd", level=1, backend="sequential") as engine, SwapStore(engine) as store:
-        yield store
-        store.check_invariants()
 
 
 # Without a store
@@ -211,18 +203,6 @@ def test_values_go_back_to_the_limit_when_it_is_lowered(zstd: SwapStore) -> None
 
 
 # Time
-
-
-@pytest.fixture
-def later() -> Iterator[Callable[[float], None]]:
-    moved: list[float] = []
-
-    def move(seconds: float) -> None:
-        moved.append(seconds)
-        shift_clock(seconds)
-
-    yield move
-    shift_clock(-sum(moved))
 
 
 def test_values_have_their_time(zstd: SwapStore, later: Callable[[float], None]) -> None:

@@ -18,19 +18,12 @@ from batchzip import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
 
 MOST = 64 << 10
 """Bytes of a value that is compressed in one call; longer ones lie on pages."""
-
-
-@pytest.fixture
-def mapping(store: SwapStore) -> Iterator[CompressedMapping]:
-    with CompressedMapping(store) as mapping:
-        yield mapping
-        mapping.check_invariants()
 
 
 # At once, cut short, at the end

@@ -17,14 +17,7 @@ from batchzip import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-
-@pytest.fixture
-def zstd() -> Iterator[SwapStore]:
-    with Engine("zstd", level=1, backend="sequential") as engine, SwapStore(engine) as store:
-        yield store
-        store.check_invariants()
+    from collections.abc import Callable
 
 
 # Dictionaries

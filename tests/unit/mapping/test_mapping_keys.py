@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 
 from batchzip import (
     CompressedMapping,
-    Engine,
     NotStorable,
     SwapStore,
 )
 from batchzip.core.records import shift_clock
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-@pytest.fixture
-def zstd() -> Iterator[SwapStore]:
-    with Engine("zstd", level=1, backend="sequential") as engine, SwapStore(engine) as store:
-        yield store
-        store.check_invariants()
-
 
 # Keys
 

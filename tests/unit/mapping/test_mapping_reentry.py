@@ -22,18 +22,11 @@ from support.store_pages import noise, text
 from batchzip import BadArgument, CompressedMapping, Engine, StoreRejected, SwapStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from types import FrameType
 
 WAIT_S = 20.0
 """Far more than any call takes: what is not done by then hangs."""
-
-
-@pytest.fixture
-def mapping(store: SwapStore) -> Iterator[CompressedMapping]:
-    with CompressedMapping(store) as mapping:
-        yield mapping
-        mapping.check_invariants()
 
 
 def in_time(work: Callable[[], object]) -> None:

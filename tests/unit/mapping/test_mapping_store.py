@@ -20,20 +20,12 @@ from batchzip import (
 from batchzip.core.indices import IndexSpace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from batchzip.core.indices import IndexReservation
 
 MOST = 64 << 10
 """Bytes of a value that is compressed in one call; longer ones lie on pages."""
-
-
-@pytest.fixture
-def mapping(store: SwapStore) -> Iterator[CompressedMapping]:
-    with CompressedMapping(store) as mapping:
-        yield mapping
-        mapping.check_invariants()
 
 
 # The store it lies in

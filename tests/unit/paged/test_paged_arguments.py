@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
-from support.paged_memory import evict, run
+from support.paged_memory import BUDGET, PAGE, SIZE, evict, needs_faults, run
 from support.waiting import await_true
 
 import batchzip
@@ -15,24 +15,7 @@ from batchzip import (
     NotStorable,
     PagedMemory,
 )
-from batchzip.paged import available
 from batchzip.paged.ranges import range_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-PAGE = 4096
-
-SIZE, BUDGET = 256 * PAGE, 64 * PAGE
-
-needs_faults = pytest.mark.skipif(not available(), reason=str(available()))
-
-
-@pytest.fixture
-def memory() -> Iterator[PagedMemory]:
-    with PagedMemory(SIZE, BUDGET) as memory:
-        yield memory
-
 
 # Arguments.
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
+from support.paged_memory import BUDGET, PAGE, SIZE, needs_faults
 
 from batchzip import (
     BadArgument,
@@ -15,23 +16,6 @@ from batchzip import (
     PagedMemory,
     RegionFull,
 )
-from batchzip.paged import available
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-PAGE = 4096
-
-SIZE, BUDGET = 256 * PAGE, 64 * PAGE
-
-needs_faults = pytest.mark.skipif(not available(), reason=str(available()))
-
-
-@pytest.fixture
-def memory() -> Iterator[PagedMemory]:
-    with PagedMemory(SIZE, BUDGET) as memory:
-        yield memory
-
 
 # Arrays.
 

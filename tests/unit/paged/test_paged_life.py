@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from support.forked import in_forked_child
-from support.paged_memory import run
+from support.paged_memory import BUDGET, PAGE, SIZE, needs_faults, run
 from support.waiting import await_true
 
 from batchzip import (
@@ -26,23 +26,10 @@ from batchzip import (
     PagedMemory,
     paged_empty,
 )
-from batchzip.paged import available, memory_of
+from batchzip.paged import memory_of
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Iterator
-
-PAGE = 4096
-
-SIZE, BUDGET = 256 * PAGE, 64 * PAGE
-
-needs_faults = pytest.mark.skipif(not available(), reason=str(available()))
-
-
-@pytest.fixture
-def memory() -> Iterator[PagedMemory]:
-    with PagedMemory(SIZE, BUDGET) as memory:
-        yield memory
 
 
 def core_threads() -> int:

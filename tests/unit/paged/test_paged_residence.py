@@ -9,31 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from support.paged_memory import evict
+from support.paged_memory import PAGE, SIZE, evict, needs_faults
 from support.waiting import await_true
 
 from batchzip import (
     BadArgument,
     PagedMemory,
 )
-from batchzip.paged import available
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
-
-PAGE = 4096
-
-SIZE, BUDGET = 256 * PAGE, 64 * PAGE
-
-needs_faults = pytest.mark.skipif(not available(), reason=str(available()))
-
-
-@pytest.fixture
-def memory() -> Iterator[PagedMemory]:
-    with PagedMemory(SIZE, BUDGET) as memory:
-        yield memory
-
 
 # What is said about arrays.
 

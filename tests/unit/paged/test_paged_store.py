@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from support.entries import flip
-from support.paged_memory import evict, run
+from support.paged_memory import BUDGET, PAGE, SIZE, evict, needs_faults, run
 from support.waiting import await_true
 
 import batchzip
@@ -30,21 +30,7 @@ from batchzip.paged import Availability, availability, available, machine
 from batchzip.terminal.console import make_console
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
-
-PAGE = 4096
-
-SIZE, BUDGET = 256 * PAGE, 64 * PAGE
-
-needs_faults = pytest.mark.skipif(not available(), reason=str(available()))
-
-
-@pytest.fixture
-def memory() -> Iterator[PagedMemory]:
-    with PagedMemory(SIZE, BUDGET) as memory:
-        yield memory
-
 
 # The store.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,22 +24,12 @@ from support.paged_region import (
 
 from batchzip.testing.plain import in_threads
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
 pytestmark = needs_paging
 
 
 SIZE = 4096
 
 PAGE_SIZES = [4096 << shift for shift in range(5)]
-
-
-@pytest.fixture
-def region() -> Iterator[Region]:
-    with opened() as region:
-        yield region
 
 
 # Contents.

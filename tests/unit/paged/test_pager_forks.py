@@ -6,7 +6,6 @@ import gc
 import signal
 import threading
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -16,17 +15,7 @@ from support.paged_region import Region, end_of, filled, needs_paging, noisy, op
 from batchzip import ForkedProcess
 from batchzip.testing.plain import in_threads
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
 pytestmark = needs_paging
-
-
-@pytest.fixture
-def region() -> Iterator[Region]:
-    with opened() as region:
-        yield region
 
 
 # Forks.

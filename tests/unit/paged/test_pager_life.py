@@ -6,7 +6,7 @@ import gc
 import pickle
 import signal
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,20 +29,10 @@ from batchzip.core.pager import Pager
 from batchzip.core.region import AccessAdvice
 from batchzip.testing import LeakCheck
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
 pytestmark = needs_paging
 
 
 SIZE = 4096
-
-
-@pytest.fixture
-def region() -> Iterator[Region]:
-    with opened() as region:
-        yield region
 
 
 # Allocation.

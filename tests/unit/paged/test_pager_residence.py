@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pytest
 from support.codecs.slow import SlowCodec
@@ -15,20 +13,10 @@ from batchzip.core.pager import Pager
 from batchzip.core.region import AccessAdvice
 from batchzip.core.userfaultfd import CLEAN_PAGES, WAYS, probe
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
 pytestmark = needs_paging
 
 
 SIZE = 4096
-
-
-@pytest.fixture
-def region() -> Iterator[Region]:
-    with opened() as region:
-        yield region
 
 
 # Where pages are.

@@ -2,7 +2,6 @@
 
 import contextlib
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +29,6 @@ PAGE_SIZES = [512, 4096, 65536, 2 << 20]
 GRAIN = 16
 KEPT = 33 * PAGE
 """Memory that a small pool may keep when all is freed."""
-
-
-@pytest.fixture
-def pool() -> Iterator[Pool]:
-    with Pool() as made:
-        yield made
-        made.check_invariants()
 
 
 # Round trips

@@ -25,13 +25,6 @@ from batchzip.pool import Pool
 from batchzip.system.segment import PAGE
 
 
-@pytest.fixture
-def pool() -> Iterator[Pool]:
-    with Pool() as made:
-        yield made
-        made.check_invariants()
-
-
 @pytest.fixture(autouse=True)
 def no_failing_allocation() -> Iterator[None]:
     yield

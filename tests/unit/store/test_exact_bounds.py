@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from support.entries import flip
+from support.faulty_file import FaultyFile
 
 from batchzip import Engine, PageNotStored, Recompression, StoreRejected, SwapStore
 
@@ -39,6 +40,42 @@ def test_a_group_one_byte_over_its_limit_writes_back_one_page(
     group.max_bytes = group.stored_bytes - over
     assert store.shrink() == moved
     assert group.counters.backed_pages == moved
+
+
+def test_a_group_of_one_page_over_its_limit_writes_it_back(store: SwapStore) -> None:
+    group = store.group("one")
+    group.store(0, noise(0))
+    group.max_bytes = 0
+    assert store.shrink() == 1
+    assert group.load(0) == noise(0)
+
+
+@pytest.mark.parametrize("backed", [False, True])
+def test_a_store_without_waste_has_nothing_to_give_back(
+    engine: Engine, tmp_path: Path, *, backed: bool
+) -> None:
+    with SwapStore(engine, backing=tmp_path if backed else None) as store:
+        store.store(0, noise(0))
+        store.compact()
+        assert store.compact() == 0
+
+
+def test_space_of_pages_that_are_removed_is_given_back_at_once(engine: Engine) -> None:
+    file = FaultyFile()
+    with SwapStore(engine, backing=file, shrinker_enabled=False) as store:
+        store.store(0, [noise(number) for number in range(300)])
+        assert store.writeback(300) == 300
+        before = file.calls["discard"] + file.calls["truncate"]
+        store.invalidate(0, 300)
+        assert file.calls["discard"] + file.calls["truncate"] > before
+
+
+def test_an_index_that_is_given_twice_is_written_back_once(engine: Engine) -> None:
+    file = FaultyFile()
+    with SwapStore(engine, backing=file) as store:
+        store.store(0, [noise(0), noise(1)])
+        assert store.writeback([1, 0, 1, 1]) == 2
+    assert sum(end - start for start, end in file.ranges) == 2 * SIZE
 
 
 def test_shrinking_writes_back_no_more_than_the_limit_asks(store: SwapStore) -> None:

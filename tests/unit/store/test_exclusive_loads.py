@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from support.entries import in_file
 from support.gate import Gate
-from support.store_pages import SIZE, ZEROS, noise, text, word
+from support.store_pages import PAGES, SIZE, text
 
 from batchzip import (
     CorruptPage,
@@ -31,9 +31,6 @@ def store(engine: Engine, tmp_path: Path) -> Iterator[SwapStore]:
         if not made.closed:
             made.check_invariants()
             assert made.check().ok
-
-
-PAGES = [text(0), noise(1), word(2), text(3), ZEROS, noise(5), text(6), text(7)]
 
 
 # Exclusive loads

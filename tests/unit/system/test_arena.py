@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from support.dividing import divide_always
 from support.forked import in_forked_child
 from support.interrupt_lines import interrupted_at
 
@@ -35,11 +34,7 @@ if TYPE_CHECKING:
 
     from batchzip.arguments.buffers import Bytes
 
-
-@pytest.fixture(autouse=True)
-def always_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give workers their share whatever it costs, so that they are what is tested."""
-    divide_always(monkeypatch)
+pytestmark = pytest.mark.usefixtures("always_hand_over")
 
 
 def make_engine(page_size: int = PAGE, workers: int = 1) -> Engine:

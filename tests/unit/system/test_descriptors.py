@@ -195,7 +195,7 @@ if pid == 0:
 assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 store.close()
 use_all()
-print("ok")
+print("ok", flush=True)
 os._exit(0)
 """
     done = subprocess.run(

@@ -80,6 +80,21 @@ def test_sections_are_apart() -> None:
     assert as_text(table, 20).splitlines() == ["a", "1", "", "2"]
 
 
+def test_markdown_has_all_columns_and_no_mark_of_its_own() -> None:
+    table = Table("µs per page")
+    table.add_column("pages\nper batch")
+    table.add_column("8")
+    table.add_column("goal", left=True)
+    table.add_row("bare | loop", "*4.1", "≤ 5 met")
+    assert table.as_markdown().splitlines() == [
+        "µs per page:",
+        "",
+        "| pages per batch | 8 | goal |",
+        "| --- | ---: | --- |",
+        r"| bare \| loop | \*4.1 | ≤ 5 met |",
+    ]
+
+
 def test_a_row_has_a_cell_for_each_column() -> None:
     table = Table()
     table.add_column("a")

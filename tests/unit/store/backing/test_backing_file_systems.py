@@ -14,23 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.backing import free, write
-from support.backing_targets import PAGE, open_fd, opened, works
+from support.backing_targets import PAGE, made, open_fd, opened, works
 from support.forked import in_forked_child
 
 from batchzip import BadArgument, CorruptPage, Engine, PageError, StoreRejected, SwapStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 MIB = 1 << 20
 
 NOBODY = 65534
-
-
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as stack:
-        yield stack
 
 
 def refused(*targets: object) -> None:
@@ -66,11 +60,6 @@ def loop_device(stack: ExitStack, image: Path, size: int) -> Path:
     device = run("losetup", "--find", "--show", image)
     stack.callback(subprocess.run, ["losetup", "--detach", device], check=True)
     return Path(device)
-
-
-def made(make: Callable[[Path], None], path: Path) -> Path:
-    make(path)
-    return path
 
 
 # Block devices.

@@ -9,12 +9,11 @@ import mmap
 import os
 import socket
 import tempfile
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.backing_targets import PAGE, open_fd, opened, works
+from support.backing_targets import PAGE, made, open_fd, opened, works
 from support.store_pages import noise
 
 from batchzip import (
@@ -25,16 +24,11 @@ from batchzip import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+    from contextlib import ExitStack
 
 
 MIB = 1 << 20
-
-
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as stack:
-        yield stack
 
 
 # What is no file.
@@ -45,11 +39,6 @@ def pipe(stack: ExitStack) -> tuple[int, int]:
     stack.callback(os.close, reading)
     stack.callback(os.close, writing)
     return reading, writing
-
-
-def made(make: Callable[[Path], None], path: Path) -> Path:
-    make(path)
-    return path
 
 
 def bound(stack: ExitStack, path: Path) -> Path:

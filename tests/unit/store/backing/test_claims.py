@@ -11,23 +11,25 @@ import subprocess
 import sys
 import tempfile
 import threading
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from support.backing import write
+from support.backing_targets import opened
 from support.faulty_file import FaultyFile
 from support.forked import in_forked_child
 from support.interrupt_lines import interrupted_at
 
 from batchzip import BadArgument, CompressedMapping, Engine, PageNotStored, SwapStore
 from batchzip.core.memory import fail_allocation
-from batchzip.store.backing.backing_file import BackingFile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+    from contextlib import ExitStack
     from pathlib import Path
+
+    from batchzip.store.backing.backing_file import BackingFile
 
 PAGE = 4096
 IN_USE = "in use by another store"
@@ -102,23 +104,6 @@ FORMS: dict[str, Callable[[ExitStack, Path], Any]] = {
     ),
     "object that tells its descriptor": wrapped,
 }
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    found = tmp_path / "swap"
-    found.touch()
-    return found
-
-
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as stack:
-        yield stack
-
-
-def opened(target: object) -> BackingFile:
-    return BackingFile(target, page_size=PAGE)
 
 
 def refused(target: object, match: str = IN_USE) -> None:

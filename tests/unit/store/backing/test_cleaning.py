@@ -211,6 +211,25 @@ def test_one_thread_cleans_at_a_time(engine: Engine, monkeypatch: pytest.MonkeyP
         assert not store._resources.turns
 
 
+@pytest.mark.parametrize("call", ["compact", "writeback"])
+def test_an_error_that_is_kept_does_not_keep_others_from_cleaning(
+    engine: Engine, call: str
+) -> None:
+    file = FaultyFile()
+    with SwapStore(engine, backing=file, shrinker_enabled=False) as store:
+        fill(store)
+        thin(store, 10)
+        store.store(PAGES, noise(PAGES))
+        file.faults["pwrite"] = (errno.EIO, 100)
+        with pytest.raises(OSError, match="error") as kept:
+            store.compact() if call == "compact" else store.writeback(1)
+        file.faults.clear()
+        with ThreadPoolExecutor(1) as other:
+            other.submit(store.compact).result()
+        assert store.counters.backing_file_size < PAGES * SIZE // 5
+        assert kept.value.errno == errno.EIO
+
+
 @pytest.mark.parametrize("limit", [ZONE, 0])
 def test_a_file_is_cleaned_when_its_limit_was_lowered_below_what_it_holds(
     engine: Engine, tmp_path: Path, limit: int

@@ -29,13 +29,6 @@ def refuse(monkeypatch: pytest.MonkeyPatch, path: Path, code: int) -> None:
     monkeypatch.setattr(os, "open", fail)
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    found = tmp_path / "swap"
-    found.touch()
-    return found
-
-
 @pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.EIO])
 def test_an_error_keeps_its_number_and_names_the_path(
     monkeypatch: pytest.MonkeyPatch, path: Path, code: int

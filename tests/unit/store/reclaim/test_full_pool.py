@@ -3,13 +3,12 @@
 import errno
 import random
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from support.entries import in_file
 from support.gate import Gate
-from support.store_pages import SIZE, ZEROS, grown, noise, text, word
+from support.store_pages import PAGES, SIZE, ZEROS, grown, noise, text
 from support.waiting import await_true
 
 from batchzip import (
@@ -20,19 +19,6 @@ from batchzip import (
     StoreRejected,
     SwapStore,
 )
-
-
-@pytest.fixture
-def store(engine: Engine, tmp_path: Path) -> Iterator[SwapStore]:
-    with SwapStore(engine, backing=tmp_path) as made:
-        yield made
-        if not made.closed:
-            made.check_invariants()
-            assert made.check().ok
-
-
-PAGES = [text(0), noise(1), word(2), text(3), ZEROS, noise(5), text(6), text(7)]
-
 
 # A full pool
 

@@ -4,30 +4,17 @@ import random
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from support.store_pages import SIZE, ZEROS, noise, text, word
+from support.store_pages import PAGES, SIZE, noise, text, word
 
 from batchzip import (
     BadArgument,
     Engine,
     SwapStore,
 )
-
-
-@pytest.fixture
-def store(engine: Engine, tmp_path: Path) -> Iterator[SwapStore]:
-    with SwapStore(engine, backing=tmp_path) as made:
-        yield made
-        if not made.closed:
-            made.check_invariants()
-            assert made.check().ok
-
-
-PAGES = [text(0), noise(1), word(2), text(3), ZEROS, noise(5), text(6), text(7)]
 
 
 def test_zswap_selftest_what_is_written_back_reads_right_and_so_does_what_is_not(

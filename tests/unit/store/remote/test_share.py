@@ -3,7 +3,6 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +10,10 @@ import pytest
 from support.entries import flip
 from support.faulty_file import FaultyFile
 from support.share_churn import churn
+from support.share_clients import PAGES
 from support.share_readers import SIZE
 from support.shared_memory import entry_of, flip_value, set_codec
-from support.store_pages import ZEROS, noise, text, word
+from support.store_pages import noise, text
 
 from batchzip import (
     BadArgument,
@@ -25,16 +25,6 @@ from batchzip import (
     SwapStore,
     train_dictionary,
 )
-
-
-@pytest.fixture
-def view(store: SwapStore) -> Iterator[StoreView]:
-    with store.share().attach() as view:
-        yield view
-
-
-PAGES = [text(0), noise(1), ZEROS, word(3), text(4)]
-
 
 # What is read
 

@@ -11,13 +11,14 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import loky
 import pytest
 from support import share_readers
 from support.forked import in_forked_child
-from support.store_pages import ZEROS, noise, text, word
+from support.share_clients import PAGES
+from support.store_pages import noise, text
 
 from batchzip import (
     BadArgument,
@@ -29,19 +30,7 @@ from batchzip import (
     attach,
 )
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 spawn = multiprocessing.get_context("spawn")
-
-
-@pytest.fixture
-def view(store: SwapStore) -> Iterator[StoreView]:
-    with store.share().attach() as view:
-        yield view
-
-
-PAGES = [text(0), noise(1), ZEROS, word(3), text(4)]
 
 
 # Who reads

@@ -8,10 +8,9 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from support.share_clients import connect
+from support.share_clients import ask, connect, descriptors
 from support.share_readers import page
 from support.waiting import await_true
 
@@ -24,23 +23,6 @@ from batchzip import (
     SwapStore,
 )
 from batchzip.store.remote import share_server
-
-
-def descriptors() -> set[str]:
-    return {path.name for path in Path("/proc/self/fd").iterdir()}
-
-
-def ask(connection: socket.socket, **request: object) -> None:
-    data = json.dumps(request).encode()
-    connection.sendall(len(data).to_bytes(4, "little") + data)
-
-
-@pytest.fixture
-def shared(store: SwapStore) -> SwapStore:
-    store.store(0, [page(index, 1) for index in range(100)])
-    store.share()
-    return store
-
 
 # Odd clients
 

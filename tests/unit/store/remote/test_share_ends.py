@@ -4,35 +4,24 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from support import share_readers
 from support.forked import in_forked_child
+from support.share_clients import PAGES
 from support.share_readers import page
-from support.store_pages import ZEROS, noise, text, word
 from support.waiting import await_true
 
 from batchzip import (
     ClosedError,
     Engine,
     ForkedProcess,
-    StoreView,
     SwapStore,
     attach,
 )
 
 spawn = multiprocessing.get_context("spawn")
-
-
-@pytest.fixture
-def view(store: SwapStore) -> Iterator[StoreView]:
-    with store.share().attach() as view:
-        yield view
-
-
-PAGES = [text(0), noise(1), ZEROS, word(3), text(4)]
 
 
 # How it ends

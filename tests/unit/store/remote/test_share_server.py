@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import gc
-import json
 import multiprocessing
 import os
 import resource
@@ -20,7 +19,7 @@ from typing import Any
 import pytest
 from support import share_readers
 from support.forked import in_forked_child
-from support.share_clients import connect
+from support.share_clients import ask, connect, descriptors
 from support.share_readers import page
 from support.store_pages import text
 from support.waiting import await_true
@@ -42,22 +41,6 @@ spawn = multiprocessing.get_context("spawn")
 READERS = 1000
 
 PROCESSES = 4
-
-
-def descriptors() -> set[str]:
-    return {path.name for path in Path("/proc/self/fd").iterdir()}
-
-
-def ask(connection: socket.socket, **request: object) -> None:
-    data = json.dumps(request).encode()
-    connection.sendall(len(data).to_bytes(4, "little") + data)
-
-
-@pytest.fixture
-def shared(store: SwapStore) -> SwapStore:
-    store.store(0, [page(index, 1) for index in range(100)])
-    store.share()
-    return store
 
 
 # A thousand readers

@@ -1,0 +1,467 @@
+"""Run the campaign: faults by the thousand and inputs by the million, for hours, with a record.
+
+    .venv/bin/python .ci/campaign.py --list              the parts, their goals, and how far each is
+    .venv/bin/python .ci/campaign.py --hours 8           all parts, for eight hours or to their goals
+    .venv/bin/python .ci/campaign.py --hours 1 kills     some parts
+    .venv/bin/python .ci/campaign.py --page              write docs/reliability.md from the record
+
+A part runs in slices of some minutes, each with a seed of its own. A slice appends one line to
+docs/reliability.jsonl when it ends, so that a campaign goes on where it was stopped. A part counts
+what was done since the last change of batchzip/ or backends/. The exit code is 1 if a slice found
+anything; its record has the end of the output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import re
+import secrets
+import shlex
+import signal
+import string
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+ROOT = Path(__file__).resolve().parents[1]
+WORK = ROOT / "build/campaign"
+RECORD = ROOT / "docs/reliability.jsonl"
+PAGE = ROOT / "docs/reliability.md"
+TEMPLATE = ROOT / ".ci/reliability.md.in"
+CODE = ("batchzip", "backends", "hatch_build.py")
+"""What the campaign is about: a change there begins it anew."""
+
+OUTCOMES = ("lost", "wrong", "hung", "left over")
+GRACE_S = 900
+"""Seconds that a slice may take beyond its time, for what it makes and checks, until it hangs."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One kind of fault: `goal` of `unit`, by tests or by a target of the fuzzer."""
+
+    what: str
+    goal: int
+    unit: str
+    tests: tuple[str, ...] = ()
+    target: str = ""
+    endless: int = 1
+    """Tests that go on for as long as they are told to, of a slice; 0: a slice is the whole part."""
+
+    def command(self, seed: int, seconds: int, left: int) -> list[str]:
+        """Return the command of a slice. It stands in the record, so it is one to repeat."""
+        if self.target:
+            limits = [f"--seconds={seconds}", f"--runs={left}", f"--seed={seed}"]
+            return [".ci/with_core.sh", "fuzz", "tests/fuzz/run.py", self.target, *limits]
+        pytest = [".venv/bin/python", "-m", "pytest", "-q", "-n0", "-m", "stress or not stress"]
+        lasts = [f"--stress-s={max(1, seconds // self.endless)}"] if self.endless else []
+        return [*pytest, f"--stress-seed={seed}", *lasts, *self.tests]
+
+
+def _fuzz(target: str, what: str, goal: int) -> Part:
+    return Part(what, goal, "executions", target=target)
+
+
+_STRESS, _FAULTS = "tests/stress/", "tests/faults/"
+PARTS = {
+    "kills": Part(
+        "workers killed and stopped under load",
+        10_000,
+        "kills and stops",
+        (
+            f"{_STRESS}test_soak.py::test_no_result_is_wrong_while_workers_are_killed_and_stopped[stress]",
+        ),
+    ),
+    "owners": Part(
+        "owners killed, of workers, of a store with a file and a reader, of paged memory",
+        1_000,
+        "owners killed",
+        (
+            f"{_STRESS}test_owner_killed.py",
+            f"{_STRESS}test_paged_ends.py::test_nothing_is_left_of_a_killed_owner",
+        ),
+        endless=4,
+    ),
+    "flips": Part(
+        "bits flipped: in the pool for each codec, in the file, and beside the objects",
+        10_000_000,
+        "bits flipped",
+        (f"{_STRESS}test_flipped_bits.py",),
+        endless=0,
+    ),
+    "allocations": Part(
+        "each allocation of the core fails in turn, and allocations at random",
+        3_000,
+        "allocations failed",
+        (
+            f"{_FAULTS}test_memory.py",
+            f"{_FAULTS}test_engine_memory.py",
+            f"{_FAULTS}test_thread_memory.py",
+            f"{_FAULTS}test_paged_without_memory.py",
+        ),
+        endless=0,
+    ),
+    "points": Part(
+        "an interrupt at every point of Python code in calls to an engine and a store",
+        5_000,
+        "points",
+        (f"{_STRESS}test_interrupts.py", f"{_FAULTS}test_store_interrupts.py"),
+        endless=0,
+    ),
+    "interrupts": Part(
+        "signals at random moments in calls to an engine and a store",
+        1_000_000,
+        "interrupts",
+        (
+            f"{_STRESS}test_interrupts.py::test_signals_at_random_moments_leave_nothing_under_way",
+            f"{_STRESS}test_interrupts.py::test_signals_at_random_moments_leave_a_store_whole",
+        ),
+        endless=9,
+    ),
+    "soak": Part(
+        "a store, a mapping, a file, readers and engines in use",
+        3_600,
+        "seconds",
+        (f"{_STRESS}test_growth.py",),
+    ),
+    "restore": _fuzz("restore", "inputs of each codec to restore", 40_000_000),
+    "compress": _fuzz("compress", "pages and what is no page, to compress", 10_000_000),
+    "worker": _fuzz("worker", "descriptors of a hostile owner, in a worker's loop", 20_000_000),
+    "owner": _fuzz("owner", "ring words of a hostile worker, in a batch", 8_000_000),
+    "arguments": _fuzz("arguments", "entry points with odd arguments", 8_000_000),
+    "replies": _fuzz("replies", "what an owner sends over the socket", 5_000_000),
+    "requests": _fuzz("requests", "what a reader sends over the socket", 5_000_000),
+    "file": _fuzz("file", "bytes of the backing file", 1_500_000),
+    "values": _fuzz("values", "programs of calls to a mapping's records", 1_000_000),
+    "view": _fuzz("view", "memory of a hostile owner, read by a reader", 1_000_000),
+    "store": _fuzz("store", "programs of calls to a store", 500_000),
+}
+"""Fuzzing is for 10⁸ executions in all. Goals of targets follow what an execution takes."""
+
+
+def revision() -> str:
+    """Return the last commit that changed the code; with a + if the checkout has other changes."""
+    log = ["git", "log", "-1", "--format=%h", "--", *CODE]
+    dirty = ["git", "status", "--porcelain", "--", *CODE]
+    commit, changes = (
+        subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        for command in (log, dirty)
+    )
+    return commit.strip() + ("+" if changes.strip() else "")
+
+
+def machine() -> str:
+    """Tell on what the campaign runs."""
+    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return (
+        f"{len(os.sched_getaffinity(0))} CPUs, {model[1] if model else platform.machine()}, "
+        f"Linux {platform.release().partition('-')[0]}, Python {platform.python_version()}"
+    )
+
+
+def records() -> list[dict[str, Any]]:
+    """Return what was recorded."""
+    return [json.loads(line) for line in RECORD.read_text().splitlines()] if RECORD.exists() else []
+
+
+class Slice:
+    """One run of a part."""
+
+    def __init__(self, name: str, seconds: int, left: int) -> None:
+        self._part = PARTS[name]
+        self._seconds = seconds
+        self._seed = 1 + secrets.randbelow(1 << 24)
+        self._command = self._part.command(self._seed, seconds, left)
+        self._results = WORK / f"{name}-{self._seed}.xml"
+        self._log = WORK / f"{name}-{self._seed}.log"
+        self._begun = time.monotonic()
+        self._pid = 0
+        self.stopped = False
+        self.record: dict[str, Any] = {
+            "part": name,
+            "count": 0,
+            "unit": self._part.unit,
+            "seed": self._seed,
+            "command": shlex.join(self._command),
+            "revision": revision(),
+            "machine": machine(),
+            "begun": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+
+    def run(self) -> None:
+        """Run it, and record what came of it."""
+        command = list(self._command)
+        if not self._part.target:
+            command += [f"--junitxml={self._results}", "-o", "junit_family=xunit1"]
+        with self._log.open("wb") as log:
+            process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env={**os.environ, "KEEP_TREE": "1"},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            self._pid = process.pid
+            limit = threading.Timer(self._limit_s(), self.end, (signal.SIGABRT,))
+            limit.start()
+            _, status, used = os.wait4(process.pid, 0)
+            limit.cancel()
+            self.end(signal.SIGKILL)  # what it left running
+        process.returncode = code = os.waitstatus_to_exitcode(status)
+        self.record["cpu_s"] = round(used.ru_utime + used.ru_stime, 1)
+        if not self.stopped:
+            self._note(code)
+
+    def end(self, number: int) -> None:
+        """Send a signal to all of its processes."""
+        if self._pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._pid, number)
+
+    def _limit_s(self) -> float:
+        """Return the seconds after which it hangs."""
+        return self._seconds + (GRACE_S if self._part.endless else 16 * GRACE_S)
+
+    def _note(self, code: int) -> None:
+        output = self._log.read_text(errors="replace")
+        found, details = self._fuzzed(output) if self._part.target else self._tested()
+        outcomes = Counter(found)
+        if code and not found:
+            outcomes[_outcome_of(output)] += 1
+        self.record |= {
+            "wall_s": round(time.monotonic() - self._begun, 1),
+            **details,
+            **{outcome: outcomes[outcome] for outcome in OUTCOMES},
+        }
+        if any(outcomes.values()):
+            self.record["found"] = output[-3000:]
+        with RECORD.open("a") as file:
+            file.write(json.dumps(self.record) + "\n")
+
+    def _fuzzed(self, output: str) -> tuple[list[str], dict[str, Any]]:
+        done = [int(count) for count in re.findall(r"number_of_executed_units: (\d+)", output)]
+        seen = [int(count) for count in re.findall(r"^#(\d+)\s", output, re.MULTILINE)]
+        places = re.findall(r"cov: (\d+)", output)
+        details = {"count": max(done or seen or [0]), "coverage": int([*places, "0"][-1])}
+        return [], details
+
+    def _tested(self) -> tuple[list[str], dict[str, Any]]:
+        if not self._results.exists():
+            return [], {}
+        found, counts, told = [], Counter[str](), []
+        for case in ET.parse(self._results).iter("testcase"):  # noqa: S314 - our own
+            for one in case.iter("property"):
+                name, value = str(one.get("name")), str(one.get("value"))
+                if name == "survived":
+                    told.append(value)
+                elif name.startswith("count "):
+                    counts[name.removeprefix("count ")] += int(value)
+            problems = [*case.iter("failure"), *case.iter("error")]
+            found += [_outcome_of(f"{one.get('message')}\n{one.text}") for one in problems]
+        count = counts.pop(self._part.unit, 0)
+        return found, {"count": count, "told": told}
+
+
+def _outcome_of(text: str) -> str:
+    """Tell which of the outcomes a failure is."""
+    signs = {
+        "hung": r"Timeout \(|libFuzzer: timeout|does not end|HANG_LIMIT|SIGABRT|Aborted",
+        "left over": r"left behind|LeakCheck|leaves_nothing",
+        "lost": r"PageNotStored|CorruptPage|CorruptValue|KeyError",
+    }
+    return next((name for name, sign in signs.items() if re.search(sign, text)), "wrong")
+
+
+def done(name: str, now: str) -> int:
+    """Return how far a part is, with the present code."""
+    return sum(one["count"] for one in records() if (one["part"], one["revision"]) == (name, now))
+
+
+def progress(name: str, now: str) -> float:
+    """Return the same as a fraction of the part's goal."""
+    return done(name, now) / PARTS[name].goal
+
+
+def can_fuzz() -> bool:
+    """Build the core for the fuzzer. Return whether it is there, with all that it needs."""
+    command = [".ci/with_core.sh", "fuzz", "-c", "import atheris, batchzip.core.view"]
+    done = subprocess.run(command, cwd=ROOT, check=False)
+    if done.returncode:
+        print("the parts that fuzz are left out: they need clang and atheris", file=sys.stderr)
+    return done.returncode == 0
+
+
+class Campaign:
+    """Slices of parts, those that are least far first, several at a time."""
+
+    def __init__(self, names: list[str], hours: float, seconds: int, jobs: int) -> None:
+        self._names, self._seconds, self._jobs = names, seconds, jobs
+        self._until = time.monotonic() + 3600 * hours
+        self._running: dict[str, Slice | None] = {}
+        self._lock = threading.Lock()
+        self._now = revision()
+        self.found = 0
+
+    def run(self) -> None:
+        """Run slices until the time is over, or each part has reached its goal."""
+        WORK.mkdir(parents=True, exist_ok=True)
+        if any(PARTS[name].target for name in self._names) and not can_fuzz():
+            self._names = [name for name in self._names if not PARTS[name].target]
+        threads = [threading.Thread(target=self._work) for _ in range(self._jobs)]
+        for thread in threads:
+            thread.start()
+        try:
+            for thread in threads:
+                thread.join()
+        except BaseException:  # Ctrl-C, or SIGTERM: what runs is not recorded
+            self._until = 0.0
+            for run in filter(None, list(self._running.values())):
+                run.stopped = True
+                run.end(signal.SIGKILL)
+            raise
+
+    def _next(self) -> str | None:
+        with self._lock:
+            open_parts = {
+                name: progress(name, self._now) for name in self._names if name not in self._running
+            }
+            open_parts = {name: far for name, far in open_parts.items() if far < 1}
+            if not open_parts or time.monotonic() >= self._until:
+                return None
+            name = min(open_parts, key=open_parts.__getitem__)
+            self._running[name] = None
+            return name
+
+    def _work(self) -> None:
+        while (name := self._next()) is not None:
+            left = PARTS[name].goal - done(name, self._now)
+            seconds = max(1, min(self._seconds, round(self._until - time.monotonic())))
+            self._running[name] = run = Slice(name, seconds, left)
+            print(f"{name}: {run.record['command']}", flush=True)
+            run.run()
+            if run.stopped:
+                return
+            one = run.record
+            bad = {outcome: one[outcome] for outcome in OUTCOMES if one[outcome]}
+            self.found += sum(bad.values())
+            print(f"{name}: {one['count']:,} {one['unit']}, {bad or 'all well'}", flush=True)
+            with self._lock:
+                del self._running[name]
+                if not one["count"]:  # it cannot run: its record or its log tells why
+                    self._names.remove(name)
+
+
+def rows() -> list[dict[str, Any]]:
+    """Sum the record up by part."""
+    found = []
+    for name, part in PARTS.items():
+        own = [one for one in records() if one["part"] == name]
+        cpu_s = sum(one["cpu_s"] for one in own)
+        count = sum(one["count"] for one in own)
+        found.append(
+            {
+                "name": name,
+                "part": part,
+                "slices": len(own),
+                "count": count,
+                "cpu_s": cpu_s,
+                "rate": count / cpu_s if cpu_s else 0,
+                "outcomes": [sum(one[outcome] for one in own) for outcome in OUTCOMES],
+                "revisions": list(dict.fromkeys(one["revision"] for one in own)),
+            }
+        )
+    return found
+
+
+def page() -> str:
+    """Return docs/reliability.md."""
+    lines = [
+        f"| part | what | goal | done | {' | '.join(OUTCOMES)} | per CPU second |",
+        f"|---|---|---:|---:|{'---:|' * len(OUTCOMES)}---:|",
+    ]
+    for row in rows():
+        part: Part = row["part"]
+        rate = f"{row['rate']:,.3g}" if row["rate"] < 100 else f"{row['rate']:,.0f}"
+        lines.append(
+            f"| {row['name']} | {part.what} | {part.goal:,} {part.unit} | {row['count']:,} "
+            f"| {' | '.join(map(str, row['outcomes']))} | {rate if row['count'] else '–'} |"
+        )
+    found = [
+        f"* {one['begun'][:10]}, {one['part']}, seed {one['seed']}, revision {one['revision']}: "
+        + ", ".join(f"{one[outcome]} {outcome}" for outcome in OUTCOMES if one[outcome])
+        for one in records()
+        if any(one[outcome] for outcome in OUTCOMES)
+    ]
+    slices = [
+        f"| {one['begun'][:16].replace('T', ' ')} | {one['revision']} | {one['count']:,} "
+        f"{one['unit']} | {one['wall_s']:,.0f} s | `{one['command']}` |"
+        for one in records()
+    ]
+    fuzzed = sum(row["count"] for row in rows() if row["part"].target)
+    return string.Template(TEMPLATE.read_text()).substitute(
+        table="\n".join(lines),
+        found="\n".join(found) or "Nothing.",
+        machines="\n".join(f"* {name}" for name in dict.fromkeys(o["machine"] for o in records())),
+        slices="\n".join(
+            [
+                "| begun (UTC) | revision | count | lasted | command |",
+                "|---|---|---:|---:|---|",
+                *slices,
+            ]
+        ),
+        fuzzed=f"{fuzzed:,}",
+        targets=sum(bool(part.target) for part in PARTS.values()),
+    )
+
+
+def show_parts() -> None:
+    """Print the parts, and how far each is."""
+    now = revision()
+    print(f"with the code of {now}:")
+    for name, part in PARTS.items():
+        print(f"{name:12} {done(name, now):>12,} of {part.goal:>12,} {part.unit:18} {part.what}")
+
+
+def main() -> int:
+    """Run what the arguments tell."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; all by default")
+    parser.add_argument("--hours", type=float, default=1.0, help="for all parts together")
+    parser.add_argument("--slice-s", type=int, default=300, help="seconds of a slice")
+    parser.add_argument("--jobs", type=int, default=1, help="parts that run at the same time")
+    parser.add_argument("--list", action="store_true")
+    parser.add_argument("--page", action="store_true")
+    options = parser.parse_args()
+    if unknown := set(options.parts) - set(PARTS):
+        parser.error(f"no part is called {', '.join(sorted(unknown))}: {', '.join(PARTS)}")
+    if options.list:
+        show_parts()
+        return 0
+    found = 0
+    if not options.page:
+        campaign = Campaign(
+            options.parts or list(PARTS), options.hours, options.slice_s, options.jobs
+        )
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        campaign.run()
+        found = campaign.found
+    PAGE.write_text(page())
+    return bool(found)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""The page about reliability has what the campaign's record has, and nothing else."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from support.paths import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def campaign() -> Iterator[Any]:
+    """Load .ci/campaign.py."""
+    spec = importlib.util.spec_from_file_location("campaign", ROOT / ".ci/campaign.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["campaign"] = module  # where dataclasses look for it
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["campaign"]
+
+
+def test_the_page_is_made_from_the_record(campaign: Any) -> None:
+    text = (ROOT / "docs/reliability.md").read_text()
+    assert text == campaign.page(), "run .ci/campaign.py --page"
+
+
+def test_every_test_of_the_campaign_is_there(campaign: Any) -> None:
+    for part in campaign.PARTS.values():
+        for name in part.tests:
+            path, _, test = name.partition("::")
+            source = (ROOT / path).read_text()
+            assert f"def {test.partition('[')[0]}(" in source if test else source
+
+
+def test_what_a_slice_found_stands_on_the_page(
+    campaign: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = {
+        "part": "kills", "count": 12_345, "unit": "kills and stops", "seed": 7, "command": "run it",
+        "revision": "abc", "machine": "a machine", "begun": "2026-01-02T03:04:05+00:00",
+        "cpu_s": 10.0, "wall_s": 20.0, "lost": 0, "wrong": 1, "hung": 0, "left over": 2,
+    }  # fmt: skip
+    record = tmp_path / "record"
+    record.write_text(json.dumps(one) + "\n")
+    monkeypatch.setattr(campaign, "RECORD", record)
+    page = campaign.page()
+    assert "* 2026-01-02, kills, seed 7, revision abc: 1 wrong, 2 left over" in page
+    assert "| 12,345 | 0 | 1 | 0 | 2 | 1,234 |" in page
+    assert "| 2026-01-02 03:04 | abc | 12,345 kills and stops | 20 s | `run it` |" in page
+    assert campaign.done("kills", "abc") == 12_345
+    assert campaign.done("kills", "another") == 0
