@@ -14,7 +14,8 @@ that was ended goes on where it stopped. Results of a module are forgotten once 
 
 The sample is random, and the same for the same seed and sources. Mutants of one place and one kind
 are alike, so one of them is taken. Annotations, imports for type checking, `==` in place of `is`, the
-`strict=True` of `zip` and mutants that do not compile are left out.
+`strict=True` of `zip`, the `frozen` and `slots` of dataclasses and mutants that do not compile are
+left out.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ def mutants(modules: list[Path], seed: int) -> list[WorkItem]:
         if mutation.operator_name.endswith(("_Is_Eq", "_IsNot_NotEq")):
             continue  # no class that is compared by identity here has an __eq__
         leaf = get_leaf(sources[mutation.module_path], mutation.start_pos)
-        if is_type(leaf) or is_strict(leaf):
+        if is_type(leaf) or is_check(leaf):
             continue
         family = mutation.operator_name.partition("_")[0]
         key = f"{seed} {mutation.module_path} {mutation.operator_name} {mutation.occurrence}"
@@ -191,10 +192,12 @@ def is_in_function(node: Any) -> bool:
     return False
 
 
-def is_strict(leaf: Any) -> bool:
-    """Return whether a leaf is the value of `strict=True`, which only checks the code itself."""
+def is_check(leaf: Any) -> bool:
+    """Return whether a leaf is the value of an argument that only checks the code itself."""
     argument = leaf.parent
-    return argument.type == "argument" and argument.get_first_leaf().value == "strict"
+    if argument.type != "argument":
+        return False
+    return argument.get_first_leaf().value in {"strict", "frozen", "slots"}
 
 
 def compiles(mutation: MutationSpec) -> bool:
