@@ -254,7 +254,7 @@ class Slice:
         done = [int(count) for count in re.findall(r"number_of_executed_units: (\d+)", output)]
         seen = [int(count) for count in re.findall(r"^#(\d+)\s", output, re.MULTILINE)]
         places = re.findall(r"cov: (\d+)", output)
-        details = {"count": max(done or seen or [0]), "coverage": int([*places, "0"][-1])}
+        details = {"count": max(done or seen or [0]), "coverage": int((places or ["0"])[-1])}
         return [], details
 
     def _tested(self) -> tuple[list[str], dict[str, Any]]:

@@ -10,12 +10,12 @@ the cheapest first, up to the first that fails: see `mutation_tests.py`.
 
 Mutants are written to the copy of the packages that `with_core.sh` makes: the checkout stays as it
 is. Results are in `build/mutation/GROUP.sqlite`, which `cr-report` and `cr-html` read, too. A run
-that was ended goes on where it stopped. Results of a module are forgotten once it changes.
+that was ended goes on where it stopped; mutants come in random order. Results of mutants that are
+none any more, after a module has changed, are forgotten.
 
 The sample is random, and the same for the same seed and sources. Mutants of one place and one kind
-are alike, so one of them is taken. Annotations, imports for type checking, `==` in place of `is`, the
-`strict=True` of `zip`, the `frozen` and `slots` of dataclasses and mutants that do not compile are
-left out.
+are alike, so one of them is taken. Annotations, imports for type checking, `==` in place of `is`,
+`strict` of `zip`, `frozen` and `slots` of dataclasses, and mutants that do not compile are left out.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = Path(__file__).with_suffix(".toml")
 SESSIONS = ROOT / "build/mutation"
+_CHECKS = {"strict", "frozen", "slots"}
 
 
 class RemoveStatement(Operator):
@@ -193,11 +194,9 @@ def is_in_function(node: Any) -> bool:
 
 
 def is_check(leaf: Any) -> bool:
-    """Return whether a leaf is the value of an argument that only checks the code itself."""
+    """Return whether a leaf is the value of a keyword that checks the code itself, as `strict`."""
     argument = leaf.parent
-    if argument.type != "argument":
-        return False
-    return argument.get_first_leaf().value in {"strict", "frozen", "slots"}
+    return argument.type == "argument" and argument.get_first_leaf().value in _CHECKS
 
 
 def compiles(mutation: MutationSpec) -> bool:
@@ -360,7 +359,7 @@ def main() -> None:
             todo = list(database.pending_work_items)
             if chosen.again:
                 todo += [i for i, result in database.completed_work_items if not result.is_killed]
-            todo = sorted((i for i in todo if fnmatch(key(i)[0], chosen.only)), key=key)
+            todo = [i for i in todo if fnmatch(key(i)[0], chosen.only)]
             if todo:
                 tests = Tests(files, modules, path.with_suffix(".json"))
                 keep_sources_fresh(modules)

@@ -37,7 +37,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--stress-s",
         type=float,
         metavar="SECONDS",
-        help="how long each endless test of `-m stress` goes on (at least as often as without it; soaks last 30 s without it)",
+        help="how long each endless test of `-m stress` goes on; it does at least as much as "
+        "without this option, and a soak lasts 30 s without it",
     )
     parser.addoption(
         "--stress-seed",

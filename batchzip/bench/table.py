@@ -53,18 +53,20 @@ def _batches(title: str, figures: Sequence[Figure]) -> Table:
     table.add_column("pages per batch", rank=0)
     for batch in batches:
         table.add_column(str(batch), rank=1)
-    table.add_column("ratio", rank=2)
+    ratios = {one.contender: one.ratio for one in figures if one.ratio is not None}
+    if ratios:
+        table.add_column("ratio", rank=2)
     for name in dict.fromkeys(figure.contender for figure in figures):
-        cells, ratio = [], None
+        cells = []
         for batch in batches:
             figure = by.get((name, batch))
             if figure is None:
                 cells.append("")
                 continue
-            ratio = figure.ratio or ratio
             star = "*" if figure.key in fastest and len(by) > len(batches) else ""
             cells.append(star + with_spread(figure.spread))
-        table.add_row(name, *cells, "-" if ratio is None else f"{ratio:.2f}")
+        ratio = [f"{ratios[name]:.2f}" if name in ratios else "-"] * bool(ratios)
+        table.add_row(name, *cells, *ratio)
     return table
 
 

@@ -926,8 +926,9 @@ cdef class SharedTable:
             patience.until = now + PATIENCE_NS
         elif now > patience.until:
             raise CorruptPage(index)
-        with nogil:
-            bz_sleep_ns(PAUSE_NS)
+        if PAUSE_NS:
+            with nogil:
+                bz_sleep_ns(PAUSE_NS)
         return 0
 
 

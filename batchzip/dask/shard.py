@@ -129,6 +129,8 @@ class Shard:
         """Stripes that were pulled at this epoch, with the number of their pages."""
         self._discarded: set[int] = set()
         """Stripes that were dropped at this epoch because others have them."""
+        self._holds: set[int] = set()
+        """Stripes that the directory knows to be whole here, at this epoch."""
         self._outdated: set[int] = set()
         """Stripes whose pages here are outdated and must not be used."""
         self._moving: asyncio.Task[None] | None = None
@@ -165,9 +167,9 @@ class Shard:
             self._pushes = {stripe: [tuple(one) for one in to] for stripe, to in state["pushes"]}
             self.epoch = state["epoch"]
             # Others have taken these stripes over. Our pages stay outdated if a stripe returns.
-            holds = set(state["holds"])
-            self._outdated = self._record.stripes().difference(holds)
-            for stripe in [stripe for stripe in self._noted if stripe not in holds]:
+            self._holds = set(state["holds"])
+            self._outdated = self._record.stripes().difference(self._holds)
+            for stripe in [stripe for stripe in self._noted if stripe not in self._holds]:
                 del self._noted[stripe]
             self._brought.clear()
             self._discarded.clear()
@@ -300,6 +302,7 @@ class Shard:
         async with self._locked([stripe]):
             await self._ensure_epoch(epoch)
             await self._install(stripe, indices, pages, corrupt)
+            self._discard_late(epoch, [stripe])
         return {"status": OK}
 
     async def put_copy(
@@ -311,10 +314,12 @@ class Shard:
     ) -> Answer:
         """Store a copy of the primary's folios."""
         await self._ensure_epoch(epoch)
-        async with self._locked(stripes_of(run for _, runs in folios for run in runs)):
+        stripes = stripes_of(run for _, runs in folios for run in runs)
+        async with self._locked(stripes):
             await self._ensure_epoch(epoch)
             errors = [self._settled.get((client, number)) for number, _ in folios]
             await self._put(client, folios, pages, errors)
+            self._discard_late(epoch, stripes)
         return {"status": OK, "errors": errors}
 
     async def undo_copy(
@@ -718,6 +723,16 @@ class Shard:
                     self._discarded.add(stripe)
                     await self._drop([(stripe * STRIPE, STRIPE)])
                     self._noted.pop(stripe, None)
+
+    def _discard_late(self, epoch: int, stripes: Sequence[int]) -> None:
+        """Drop pages that came here while the epoch of their request ended.
+
+        `learn` did not see them yet, and nobody would ask for them.
+        """
+        late = [stripe for stripe in stripes if stripe not in self._holds]
+        if epoch != self.epoch and late:
+            self._outdated.update(late)
+            self._begin(self._discard(late))
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         """Run work in the background."""

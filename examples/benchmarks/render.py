@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import inspect
 import sys
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from cogapp import Cog  # type: ignore[import-untyped,unused-ignore]
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from batchzip.bench import style
 from batchzip.bench.figure import load
 
 ROOT = Path(__file__).parent.parent.parent
@@ -36,16 +38,16 @@ PICTURES = {
     "peers": "peers",
     "swap": "swap",
     "usemem": "usemem",
-    "usemem-16-cores": "16-cores/usemem-lz4",
+    "usemem-16-cores": "16-cores/usemem",
     "growth": "growth",
     "scaling": "16-cores/scaling-1024",
     "paged": "paged",
-    "paged-16-cores": "16-cores/paged-touches",
+    "paged-16-cores": "16-cores/paged",
 }
 """The result that each picture shows."""
 
 _FROM = "Source"
-"""Key in a picture's file, with the digest of the result that it shows."""
+"""Key in a picture's file, with the digest of what it was drawn from."""
 
 
 class Rendering:
@@ -67,7 +69,7 @@ class Rendering:
         return self.to / "examples/benchmarks/pictures" / f"{name}.png"
 
     def is_current(self, name: str) -> bool:
-        """Return whether a picture shows its result as it is."""
+        """Return whether a picture was drawn from its result as it is, by the present code."""
         path = self.picture_path(name)
         if not path.exists():
             return False
@@ -75,7 +77,7 @@ class Rendering:
             return picture.info.get(_FROM) == self._digest(name)
 
     def draw(self, name: str) -> None:
-        """Draw a picture, with the digest of its result in the file."""
+        """Draw a picture, with the digest of what it was drawn from in the file."""
         script = blocks.script_of(PICTURES[name])
         assert script.draw is not None
         path = self.picture_path(name)
@@ -94,7 +96,11 @@ class Rendering:
         return self.results / f"{PICTURES[name]}.json"
 
     def _digest(self, name: str) -> str:
-        return hashlib.sha256(self._source(name).read_bytes()).hexdigest()
+        """Return the digest of a picture's result, and of the code that draws it."""
+        draw = blocks.script_of(PICTURES[name]).draw
+        assert draw is not None
+        files = self._source(name), Path(inspect.getfile(draw)), Path(style.__file__)
+        return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
 def main() -> int:

@@ -20,8 +20,8 @@ kind of data in turn:
 The table shows medians over the rounds: seconds, MiB that the workers wrote to disk (write_bytes of
 /proc/PID/io, which the kernel may write to the disk later), the largest resident memory of a
 worker, the number and seconds of pauses of both workers together, and the workers that a nanny
-killed. The seconds are those of the rounds that did not fail. The last column counts the rounds that
-timed out or failed, and names the errors.
+killed. The seconds are those of the rounds that did not fail. The last column counts the rounds
+that timed out or failed, and names the errors.
 
 The kernel keeps written data in its page cache, which no worker's limit counts. As long as the
 machine has memory for it, spilling to disk is free here. --p2p-buffer-mib limits the memory of

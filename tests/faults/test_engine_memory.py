@@ -1,4 +1,4 @@
-"""The n-th allocation of the core fails, for every n that an engine's work, or a reader's, reaches."""
+"""Engines and readers stay whole if the n-th allocation of the core fails, for every n."""
 
 from __future__ import annotations
 

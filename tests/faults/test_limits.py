@@ -116,7 +116,7 @@ def few_processes(count: int) -> Iterator[None]:
         os.setgid(_USER)
         os.setuid(_USER)
     with limited(resource.RLIMIT_NPROC, count), pytest.MonkeyPatch.context() as patch:
-        # This Python may be where that user cannot go: then no worker starts without the limit, either.
+        # That user may not be allowed to run this Python, and then no worker would start.
         patch.setattr(workers, "why_no_python", lambda: None)
         yield
 
@@ -146,7 +146,9 @@ def _tell(
 
 @BACKENDS
 @pytest.mark.slow
-def test_descriptors_are_out(backend: str, tmp_path: Path) -> None:
+def test_a_program_without_descriptors_names_the_limit_and_loses_nothing(
+    backend: str, tmp_path: Path
+) -> None:
     counts = range(0, 28, 1 if backend == "sequential" else 3)
     failed = lives(backend, tmp_path, map(free_descriptors, counts), patience_s=0.05)
     assert any("SwapStore: LimitReached" in line and "RLIMIT_NOFILE" in line for line in failed)
@@ -198,7 +200,9 @@ def test_a_user_may_have_no_more_threads_and_processes(backend: str) -> None:
 
 @BACKENDS
 @pytest.mark.slow
-def test_addresses_are_out(backend: str, tmp_path: Path) -> None:
+def test_a_program_without_address_space_names_the_limit_and_loses_nothing(
+    backend: str, tmp_path: Path
+) -> None:
     """Python itself is short of memory then, too."""
     step = MIB if backend == "sequential" else 3 * MIB
     limits = map(free_addresses, range(0, 16 * MIB, step))

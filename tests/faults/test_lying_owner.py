@@ -1,4 +1,4 @@
-"""Whatever answers at an address, and whatever it gives: a reader gets an error of ours, and leaks nothing."""
+"""Whatever answers at an address, a reader raises an error of batchzip and leaks nothing."""
 
 import contextlib
 import dataclasses

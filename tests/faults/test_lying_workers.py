@@ -1,4 +1,4 @@
-"""What a worker reports is checked: where it cannot be, its pages are done again, and nothing is raised."""
+"""What a worker reports is checked. If it is impossible, its pages are done again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The n-th allocation of the core fails, for every n that a call reaches; and at random beside other threads."""
+"""A store stays whole if the n-th allocation of the core fails, for every n, and beside threads."""
 
 from __future__ import annotations
 

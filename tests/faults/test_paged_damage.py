@@ -1,4 +1,4 @@
-"""Paged memory whose objects are damaged: a touch is a SIGBUS or an error, and never a wrong byte."""
+"""A touch of paged memory whose objects are damaged is a SIGBUS or an error, never a wrong byte."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def take_out(region: Region, page: int) -> None:
 
 
 def exchange(region: Region, page: int) -> None:
-    """Store the page that is at another index: what it says of itself is right, but it is not this page."""
+    """Store a page of another index. Its checksum is right, but it is not this page."""
     in_pool(region.group, page)[:32] = in_pool(region.group, page + 1)[:32]
 
 

@@ -1,4 +1,4 @@
-"""Paged memory whose mappings the program changes, and whose requests the kernel refuses: no touch hangs, none is wrong."""
+"""No touch hangs or is wrong if the program changes mappings or the kernel refuses requests."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_lost_page_of_which_a_part_has_no_mark_any_more_is_a_sigbus() -> None:
     "rounds", [pytest.param(1), pytest.param(50, marks=pytest.mark.stress, id="stress")]
 )
 def test_threads_that_touch_a_lost_page_at_once_find_its_mark(rounds: int, capfd: Any) -> None:
-    """Each has a fault of its own, and the second one may be looked at when the page is lost already."""
+    """Each thread has a fault of its own. The second may be served after the page was lost."""
     count = 4
     for _ in range(rounds):
         with opened(budget=16, fault_threads=count) as region, contextlib.ExitStack() as made:

@@ -1,7 +1,7 @@
-"""The whole API called in the middle of any of its own calls: by finalizers, weak references and a 1 kHz signal.
+"""The API can be called within its own calls, by finalizers, weak references and a 1 kHz signal.
 
-Nothing may wait for its own thread, and no page may be half one and half another. A page says which it is
-(support/stamps.py); folios of a group are stored whole, so one that is loaded has one version.
+Nothing may wait for its own thread, and no page may be a mix of two. A page has a stamp
+(support/stamps.py). Folios of a group are stored whole, so a loaded one has one version.
 """
 
 from __future__ import annotations

@@ -164,5 +164,5 @@ def test_faults_at_random_beside_other_threads_lose_nothing(
         file.mend()
         store.check_invariants()
     report(
-        f"storage: {file.met} faults at random, {others.met} told, {len(told)} in the shrinker, 0 lost"
+        f"storage: {file.met} random faults, {others.met} told, {len(told)} in the shrinker, 0 lost"
     )

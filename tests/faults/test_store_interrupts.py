@@ -52,7 +52,7 @@ def second() -> Iterator[Engine]:
 
 
 def filled(engine: Engine, backing: object, *, full: bool = False) -> tuple[SwapStore, Model]:
-    """Make a store with pages in memory and in the file, and holes in both; `full` pools take no more."""
+    """Make a store with pages and holes in memory and in the file. A `full` pool takes no more."""
     store = SwapStore(engine, backing=backing, shrinker_enabled=False)
     model = Model(store, "model", 1)
     for name in model.pages:
@@ -169,7 +169,7 @@ def test_closing_that_was_cut_short_can_be_finished(
 
 
 def _is_in_a_finalizer(frame: FrameType | None) -> bool:
-    """Return whether Python would swallow an exception: no program's interrupt ends anything there."""
+    """Return whether Python would swallow an exception, because a finalizer runs."""
     while frame is not None:
         if frame.f_code.co_name == "__del__" or frame.f_code.co_filename == weakref.__file__:
             return True
@@ -203,7 +203,7 @@ class Interrupts:
         raise self.random.choice(INTERRUPTS)
 
     def during(self, work: Callable[[], None]) -> BaseException | None:
-        """Do something again and again until it is interrupted. Return what ended it; None: it was swallowed."""
+        """Repeat work until it is interrupted. Return what ended it; None: it was swallowed."""
         again_s = self.random.choice([0, 0, 5e-5, 2e-4])
         until_s = self.random.expovariate(1 / 1e-3) + 1e-5
         found = None
@@ -272,5 +272,6 @@ def test_signals_at_random_moments_lose_nothing_of_anybodys(
         store.check_invariants()
     assert swallowed < times / 4
     report(
-        f"interrupts: {engine.backend.name}: {interrupts.count} signals beside {sum(steps)} steps of others, 0 lost"
+        f"interrupts: {engine.backend.name}: {interrupts.count} signals beside "
+        f"{sum(steps)} steps of others, 0 lost"
     )

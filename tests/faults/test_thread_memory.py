@@ -1,4 +1,4 @@
-"""Memory is out at any line of a thread of ours: it goes on, and nothing that it was given is lost."""
+"""A thread of batchzip that has no memory at any line goes on, and loses nothing it was given."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _FREE = (
 
 
 class MemoryOut:
-    """Raises MemoryError in threads that are started meanwhile, at the n-th line of some files that may need any."""
+    """Raises MemoryError at the n-th line of some files, in threads that are started meanwhile."""
 
     def __init__(self, number: int, *names: str) -> None:
         self._left = number

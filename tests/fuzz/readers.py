@@ -1,4 +1,4 @@
-"""Targets: what a store's owner and its readers get from each other, by shared memory and socket."""
+"""Targets: what a store's owner and readers get from each other by shared memory and socket."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ class Requests:
 
 
 class Replies:
-    """Whatever an owner sends, a reader gets a framed reply or an error, and keeps no descriptor."""
+    """A reader of any reply gets a framed one or an error, and keeps no descriptor."""
 
     def __init__(self) -> None:
         self._null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)

@@ -1,4 +1,4 @@
-"""Each target of the fuzzer holds for its seeds, for inputs that once failed, and for random ones."""
+"""Each target of the fuzzer holds for its seeds, for inputs that once failed and random ones."""
 
 from __future__ import annotations
 

@@ -4,9 +4,10 @@
     .ci/with_core.sh explore tests/model/explore.py withdraw --preemptions 3
     .ci/with_core.sh explore tests/model/explore.py withdraw --replay 0,0,2,1
 
-Each scenario is a small use of the core's own functions, with real threads of which one runs at a time
-(scheduler.c). It says what must hold at its end. Deadlocks, livelocks, crashes, and wake-ups that only came
-because a sleep ended by itself, are failures of any scenario. What failed is told with its choices.
+Each scenario is a small use of the core's functions, with real threads of which one runs at a time
+(scheduler.c). It asserts what must hold at its end. Any scenario fails by a deadlock, a livelock, a
+crash, or a wake-up that came only because a sleep ended by itself. A failure is printed with its
+choices.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def run_once(
 
 
 def explore(name: str, bounds: Bounds, most: int) -> tuple[int, int, bool]:
-    """Try a scenario's schedules. Return how many, the steps of the longest, and whether it was all."""
+    """Try schedules. Return their number, the steps of the longest, and whether these are all."""
     scenario = SCENARIOS[name][0]
     prefix: list[int] = []
     longest = tried = 0
@@ -94,7 +95,8 @@ def main() -> None:
         total += tried
         took = time.monotonic() - started
         print(
-            f"{tried} schedules of up to {longest} steps, {took:.1f} s{'' if complete else ', not all'}"
+            f"{tried} schedules of up to {longest} steps, {took:.1f} s"
+            f"{'' if complete else ', not all'}"
         )
     print(f"{total} schedules tried, {time.monotonic() - began:.1f} s")
 

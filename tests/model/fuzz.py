@@ -3,11 +3,11 @@
     .ci/with_core.sh asan tests/model/fuzz.py --seconds 60
     .ci/with_core.sh asan tests/model/fuzz.py --only forged --seed 17 --rounds 1
 
-Wrong use raises one of a few exceptions, and right use gives right results: anything else fails, as does
-whatever a sanitizer reports. Each round has a seed of its own, which is told where it fails.
+Wrong use must raise one of a few exceptions, and right use must give right results. A report of a
+sanitizer is a failure, too. Each round has a seed of its own, which is printed if it fails.
 
-What is not tried: `Pointers` with arrays of the wrong length. The batches' classes check what they are given
-(test_wrong_arguments.py) and make the arrays themselves; Pointers takes their word for it.
+Not tried: `Pointers` with arrays of the wrong length. The batches' classes check their arguments
+(test_wrong_arguments.py) and make the arrays themselves, and Pointers trusts them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Scenarios for the explorer: small uses of the core's own functions, and what must hold at their end."""
+"""Scenarios for the explorer: small uses of the core's functions, and what must hold at the end."""
 
 from __future__ import annotations
 
@@ -301,7 +301,7 @@ def drop() -> None:
 
 
 def withdraw_from_worker() -> None:
-    """What a worker still does of a withdrawn share stays in its slot, and the next share is right."""
+    """What a worker does with a withdrawn share stays in its slot, and the next share is right."""
     engine, worker = Engine(generous=True), Worker()
     batch = compressing(2)
     job = engine.divider.start(batch.pointers, (worker.ring,))

@@ -1,4 +1,4 @@
-"""The ring keeps its promises under every interleaving up to a bound, and under random use and misuse."""
+"""The ring keeps its promises under all interleavings up to a bound, and under random misuse."""
 
 from __future__ import annotations
 

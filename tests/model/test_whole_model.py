@@ -28,7 +28,7 @@ CALLS = st.sampled_from(["pwrite", "pread", "sync", "truncate"])
 
 
 class WholeStore(RuleBasedStateMachine):
-    """Whatever is done, and whichever call of the file fails, every page is what a dict would have."""
+    """Whatever is done, and whichever call of the file fails, each page is as in a dict."""
 
     @initialize(
         limit=st.sampled_from([None, 0, 8192, 65536]),

@@ -1,4 +1,4 @@
-"""Zones against a dict of positions: no two objects share a byte, and room comes back exactly once."""
+"""Zones against a dict of positions: no two objects share a byte, and no room is lost or reused."""
 
 from __future__ import annotations
 

@@ -1,10 +1,12 @@
-"""A long run by faults: clients use a sharded store at random, and every few seconds something else fails.
+"""A long run with faults: clients use a sharded store, and every few seconds something fails.
 
-    python tests/stress/cluster_faults.py [--minutes 20] [--every 10] [--workers 3] [--clients 2] [--replicas 1]
-                                          [--seed 1] [--without "FAULT,…"] [--folder FOLDER]
+    python tests/stress/cluster_faults.py [--minutes 20] [--every 10] [--workers 3] [--clients 2]
+                                          [--replicas 1] [--seed 1] [--without "FAULT,…"]
+                                          [--folder FOLDER]
 
-Prints what was stored, lost and named, lost and unnamed (0), wrong (0), and the longest calls; the exit code says
-whether all is well. Logs of clients, workers and scheduler stay in --folder.
+Print how many pages were stored, lost and named, lost and unnamed (0) and wrong (0), and the
+longest calls. The exit code tells whether all is well. Logs of clients, workers and scheduler stay
+in --folder.
 """
 
 from __future__ import annotations

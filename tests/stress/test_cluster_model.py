@@ -1,4 +1,4 @@
-"""A sharded store in real clusters: clients use it at random while workers, schedulers and clients come and go.
+"""Clients use a sharded store in real clusters while workers, schedulers and clients come and go.
 
 What they saw is checked afterwards, see support/cluster/history.py.
 """
@@ -45,7 +45,7 @@ def faulty_run(
     replicas: int = 1,
     **options: Any,
 ) -> Verdict:
-    """Have these faults happen one after the other, each when what the one before did has `settled`."""
+    """Cause these faults one after another, each once the one before has `settled`."""
     made = {**QUICK, "replicas": replicas}
     with Run(folder, options=made, **options) as run:
         run.begin()
@@ -61,7 +61,7 @@ def faulty_run(
 
 
 def waited_for_nothing(verdict: Verdict) -> dict[str, float]:
-    """Give calls that took as long as one that waits for a silent worker; a rebalance waits for new ones."""
+    """Return calls, rebalances aside, that took as long as a wait for a silent worker."""
     return {
         kind: seconds
         for kind, seconds in verdict.longest.items()

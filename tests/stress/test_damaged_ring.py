@@ -1,7 +1,7 @@
-"""Whatever is written over the words of a worker's ring, at whatever moment, results stay right.
+"""Results stay right whatever is written over the words of a worker's ring, at any moment.
 
-A share's words are all that owner and worker read of each other. Its bytes, the staged pages and the
-outputs, have no checksum unless the engine verifies; they are not damaged here.
+Owner and worker read only a share's words of each other. Staged pages and outputs have no checksum
+unless the engine verifies, so this damages only words.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ ENGINES: dict[str, Callable[[], Engine]] = {
 
 
 def run_beside(engine: Engine, vandal: Vandal, seconds: float, batches: int) -> tuple[int, int]:
-    """Do batches while a vandal is at work. Return how many, and pages that were taken for deadly."""
+    """Do batches while a vandal works. Return their number, and that of pages called deadly."""
     load = Load(engine.codec, PAGES)
     rng = np.random.default_rng(batches)
     until = time.monotonic() + seconds

@@ -236,6 +236,7 @@ def test_threads_pause_at_random_steps_under_load(
         statistics = engine.statistics
         assert statistics.compress.pages > statistics.compress.inline_pages
     report(
-        f"thread lanes: {load.pauses} pauses armed at random steps, {load.batches} batches by 3 callers, "
+        f"thread lanes: {load.pauses} pauses armed at random steps, "
+        f"{load.batches} batches by 3 callers, "
         f"{load.expired} pages past their deadline, 0 wrong"
     )

@@ -252,7 +252,8 @@ def test_signals_at_random_moments_leave_a_store_whole(
             for other in range(folios):
                 assert find_version(store, load, other, length) == stored[other]
     report(
-        f"interrupts: store on {engine.backend.name}: {came + 1} signals at random moments, 0 wrong",
+        f"interrupts: store on {engine.backend.name}: "
+        f"{came + 1} signals at random moments, 0 wrong",
         interrupts=came + 1,
     )
 

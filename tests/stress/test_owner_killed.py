@@ -57,7 +57,7 @@ def all_pids() -> list[int]:
 
 
 def kill_an_owner(tmp_path: Path, after_s: float) -> tuple[int, float]:
-    """Kill one at a moment of its life; how many processes it had, and seconds until all were gone."""
+    """Kill an owner. Return its number of processes, and the seconds until all were gone."""
     token = uuid.uuid4().hex
     files_before = set(os.listdir("/dev/shm"))  # noqa: PTH208
     with subprocess.Popen(
@@ -102,7 +102,8 @@ def test_nothing_is_left_of_a_killed_owner(
         processes += count
         slowest_s = max(slowest_s, gone_s)
     report(
-        f"owner killed: {killed} times with {processes} processes, all gone within {slowest_s:.3f} s",
+        f"owner killed: {killed} times with {processes} processes, "
+        f"all gone within {slowest_s:.3f} s",
         owners_killed=killed,
     )
 
@@ -160,6 +161,7 @@ def test_a_killed_owners_file_is_gone_or_taken_over_and_its_memory_goes_with_the
     assert list(tmp_path.iterdir()) == left
     assert not was_there or path.read_bytes() == b""
     report(
-        f"owner killed: {killed} stores with a file, after {loads} loads of a reader, 0 left behind",
+        f"owner killed: {killed} stores with a file, after {loads} loads of a reader, "
+        "0 left behind",
         owners_killed=killed,
     )

@@ -74,7 +74,7 @@ def test_signals_by_the_thousand_in_the_middle_of_faults() -> None:
 
 @pytest.mark.slow
 def test_a_thread_that_faults_with_the_gil_waits_for_nobody_who_needs_it(tmp_path: Path) -> None:
-    """Making room in the pool is Python's, and that thread may hold the GIL: the budget is exceeded then."""
+    """The budget is exceeded if a thread with the GIL faults, because making room needs Python."""
     with opened(budget=8, backing=tmp_path, max_pool_bytes=64 << 10) as region:
         data = content("noise", 1, 200 * SIZE)
         array = filled(region, data)
@@ -185,7 +185,7 @@ with opened(pages=256, budget=32) as region:
     assert (array[::-1] == data[::-1]).all()
     assert region.pager.tracks_writes == {tracks}, region.pager.tracks_writes
 
-    # System calls may not fault: they do nothing to what is not in memory, and all to what is pinned.
+    # System calls may not fault. They change only what is in memory or pinned.
     region.evict_all()
     part = array[: 16 * 4096]
     zero = os.open("/dev/zero", os.O_RDONLY)

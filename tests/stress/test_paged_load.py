@@ -1,4 +1,4 @@
-"""Ten million touches by threads, and random use of all that a pager offers, for long; none reads a wrong byte."""
+"""Ten million touches by threads, and long random use of a pager, never read a wrong byte."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ THREADS = 3
     "touches",
     [pytest.param(100_000), pytest.param(10_000_000, marks=pytest.mark.stress, id="stress")],
 )
-def test_random_touches(touches: int, report: Callable[[str], None]) -> None:
+def test_random_touches_never_read_a_wrong_byte(
+    touches: int, report: Callable[[str], None]
+) -> None:
     with opened(pages=4096, budget=400) as region:
 
         def work(worker: Worker) -> None:
@@ -35,7 +37,8 @@ def test_random_touches(touches: int, report: Callable[[str], None]) -> None:
         touched = sum(worker.touches for worker in workers)
         assert touched >= touches // THREADS * THREADS
         report(
-            f"paged: {touched} random touches by {THREADS} threads, {figures['faults_missing']} pages "
+            f"paged: {touched} random touches by {THREADS} threads, "
+            f"{figures['faults_missing']} pages "
             f"restored at a fault, {figures['second_chances']} second chances, 0 wrong"
         )
 
@@ -91,5 +94,6 @@ def test_all_that_a_pager_offers(
         assert figures["lost_pages"] == 0
         report(
             f"paged: {page_size} B, {algorithm}, {part}: {figures['restored_pages']} restored, "
-            f"{figures['evicted_pages']} compressed, {figures['dropped_clean_pages']} dropped clean, 0 wrong"
+            f"{figures['evicted_pages']} compressed, "
+            f"{figures['dropped_clean_pages']} dropped clean, 0 wrong"
         )

@@ -1,4 +1,4 @@
-"""What programs compute on arrays of three times their budget is what they compute in ordinary memory."""
+"""Programs compute the same on arrays of three times their budget as in ordinary memory."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def paged(region: Region) -> Make:
 
 @pytest.mark.parametrize("dtype", ["i8", "f4"])
 @pytest.mark.parametrize("kind", ["quicksort", "stable"])
-def test_sorting_in_place(paged: Make, kind: Any, dtype: str) -> None:
+def test_an_array_sorted_in_place_is_sorted(paged: Make, kind: Any, dtype: str) -> None:
     rng = np.random.default_rng(1)
     plain = rng.integers(0, 1 << 20, 3 * BUDGET // np.dtype(dtype).itemsize).astype(dtype)
     array = paged(plain)
@@ -91,7 +91,7 @@ def test_clustering_by_k_means(paged: Make) -> None:
     np.testing.assert_array_equal(labels, plain_labels)
 
 
-def test_a_hash_join(paged: Make) -> None:
+def test_a_hash_join_gives_the_same_as_in_ordinary_memory(paged: Make) -> None:
     rng = np.random.default_rng(4)
     size = BUDGET // 8
     left = rng.permutation(size)
@@ -147,7 +147,7 @@ def test_a_blocked_product_of_matrices(paged: Make) -> None:
     np.testing.assert_array_equal(np.matmul(a, b, out=c), product)
 
 
-def test_linear_algebra(paged: Make) -> None:
+def test_linear_algebra_gives_the_same_as_in_ordinary_memory(paged: Make) -> None:
     rng = np.random.default_rng(7)
     plain = [rng.normal(size=(100, 100)) for _ in range(80)]
     stacked = paged(np.stack(plain))
@@ -178,7 +178,7 @@ def test_columns_of_a_matrix(paged: Make) -> None:
         np.testing.assert_array_equal(array[:, part].T.copy("K"), plain[:, part].T)
 
 
-def test_fourier_transforms(paged: Make) -> None:
+def test_fourier_transforms_are_the_same_as_in_ordinary_memory(paged: Make) -> None:
     plain = np.random.default_rng(9).normal(size=(12, 1 << 16))
     array = paged(plain)
     for row, expected in zip(array, plain, strict=True):
@@ -197,7 +197,7 @@ def test_a_tensor_of_torch_that_shares_the_memory(paged: Make) -> None:
     np.testing.assert_array_equal(array, plain)
 
 
-def test_saving_and_loading(region: Region, paged: Make, tmp_path: Path) -> None:
+def test_a_saved_array_is_loaded_unchanged(region: Region, paged: Make, tmp_path: Path) -> None:
     if region.pager.way == "user mode":
         pytest.skip("here the kernel may not fault")
     plain = np.random.default_rng(11).integers(0, 1000, 3 * BUDGET // 8)

@@ -17,5 +17,6 @@ def test_four_readers_beside_a_churning_owner(
     with Engine("lz4", backend="sequential") as engine:
         reads, changes = churn(tmp_path, engine, stress_s, 4)
     report(
-        f"shared store: {reads} reads by 4 processes in {stress_s:g} s beside {changes} changes, 0 wrong"
+        f"shared store: {reads} reads by 4 processes in {stress_s:g} s "
+        f"beside {changes} changes, 0 wrong"
     )

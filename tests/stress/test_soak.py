@@ -1,4 +1,4 @@
-"""A soak: mixed batches from several threads while workers are killed and stopped, and engines come and go."""
+"""A soak: threads do mixed batches while workers are killed and stopped and engines come and go."""
 
 from __future__ import annotations
 
@@ -216,7 +216,8 @@ def test_no_result_is_wrong_while_workers_are_killed_and_stopped(
             for name, most in MOST_GROWTH.items():
                 assert growth[name] <= most, growth
     report(
-        f"soak: {soak.batches} batches, {soak.kills} kills, {soak.stops} stops, {restarts} workers replaced, "
+        f"soak: {soak.batches} batches, {soak.kills} kills, {soak.stops} stops, "
+        f"{restarts} workers replaced, "
         f"{soak.expired_pages} pages past their deadline, {soak.cancelled} requests cancelled, "
         f"{soak.engines} engines opened and closed, growth {growth}, 0 wrong",
         kills_and_stops=soak.kills + soak.stops,

@@ -20,7 +20,8 @@ with warnings.catch_warnings(record=True) as caught:
         assert not engine.wait_ready(60)
         for _ in range(20):
             round_trip(engine)
-    assert [one.category for one in caught] == [batchzip.WorkerWarning], [str(one.message) for one in caught]
+    messages = [str(one.message) for one in caught]
+    assert [one.category for one in caught] == [batchzip.WorkerWarning], messages
     print(caught[0].message)
 gc.collect()
 assert len(os.listdir("/proc/self/fd")) == fds

@@ -86,7 +86,7 @@ class Load:
         *,
         may_kill: bool = False,
     ) -> int:
-        """Do a batch that was made for it; likewise. Pages may be found deadly if they `may_kill`."""
+        """Do a batch that was made for it. Pages may be found deadly if they `may_kill`."""
         blank(batch)
         do(engine, batch, submitted=kind.submitted, deadline_s=deadline_s)
         allowed = {-errno.EOWNERDEAD} if may_kill else set()

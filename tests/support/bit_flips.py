@@ -14,7 +14,7 @@ PAGES = 64
 
 
 def page(seed: int) -> bytes:
-    """Make a page of half text, half noise, so that its compressed form is long; or all noise, kept raw."""
+    """Make a page of text and noise, which compresses poorly; every eighth is noise alone."""
     if seed % 8 == 7:
         return noise(seed)
     return (text(seed)[: SIZE // 2] + noise(seed))[:SIZE]
@@ -84,7 +84,7 @@ def sweep(kind: str, where: str, flips: int, seed: int) -> tuple[int, int]:
 def sweep_around(flips: int, seed: int) -> int:
     """Flip so many bits between the objects of a pool: in their headers, and in room that is free.
 
-    Raises AssertionError where a page suffers, also when objects are moved over what was flipped. Returns
+    Raise AssertionError if a page suffers, even if objects move over what was flipped. Return
     how many objects were moved meanwhile.
     """
     rng = random.Random(seed)

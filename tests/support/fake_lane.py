@@ -74,7 +74,7 @@ class FakeLane:
     def do_share(
         self, spoil: Callable[[Results], object] = lambda _: None, *, done: int | None = None
     ) -> int:
-        """Do a share and say so; `spoil` may change the results, `done` is said in place of its number.
+        """Do a share and report it. `spoil` may change the results, `done` replaces its number.
 
         Return the number of its pages.
         """
@@ -92,9 +92,9 @@ class FakeLane:
         results: int | None = None,
         spoil: Callable[[Results], object] = lambda _: None,
     ) -> int:
-        """Do the first pages of a share, all of them by default, and have taken one more if there is one.
+        """Do the first pages of a share, by default all, and begin one more if there is one.
 
-        `claim` and `results` are written in place of these words. Return the number of the share's pages.
+        `claim` and `results` replace these words. Return the number of the share's pages.
         """
         assert self.has_work
         pages = share_pages(self._page_size)

@@ -11,8 +11,8 @@ from collections import Counter
 class FaultyFile:
     """Bytes by offset, with faults by the name of the call.
 
-    `faults[name] = (code, times)`: the next `times` calls raise OSError(code), or with the code 0 do half of
-    what they are asked for, at least one byte.
+    `faults[name] = (code, times)`: the next `times` calls raise OSError(code). With code 0 they do
+    half of what they are asked for, at least one byte.
     """
 
     def __init__(self) -> None:

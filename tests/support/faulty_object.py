@@ -1,4 +1,4 @@
-"""Storage objects in memory whose calls raise, or return something else, once or again and again."""
+"""Storage objects in memory whose calls raise or return something else, once or repeatedly."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Answer:
 
 
 class Faulty:
-    """Has a fault in the `at`-th call of `method` from now and the ones after it, before or after its work."""
+    """Fails from the `at`-th next call of `method` on, before or after the call's work."""
 
     calls_that_fail: tuple[str, ...] = ()
     fault: BaseException | Answer | None = None

@@ -1,4 +1,4 @@
-"""What a test does in a forked child: the child ends with it, whatever happens, and within a time limit."""
+"""Work of a test in a forked child, which ends with the work and within a time limit."""
 
 import os
 import select

@@ -1,4 +1,4 @@
-"""Sources that were made to do harm to whoever decompresses them: zstd frames, and the other codecs'."""
+"""Sources made to harm whoever decompresses them, for zstd and the other codecs."""
 
 from __future__ import annotations
 

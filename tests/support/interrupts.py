@@ -1,7 +1,7 @@
-"""Interrupts at every point where CPython looks for signals: what Ctrl-C can do, without the chance.
+"""Interrupts at every point where CPython looks for signals: Ctrl-C, but not at random.
 
-A signal's handler runs between two instructions of the main thread, but only behind some: a call of
-a C function, the beginning of a Python function, a jump backward. `InterruptAt(n)` traces the calling
+A signal's handler runs between two instructions of the main thread, but only after some: a call of
+a C function, the start of a Python function, a jump backward. `InterruptAt(n)` traces the calling
 thread and raises KeyboardInterrupt at the n-th such point within the code it watches.
 """
 
@@ -59,8 +59,9 @@ _LOOKS_AFTER = {"CALL", "CALL_KW", "CALL_FUNCTION_EX", "JUMP_BACKWARD"}
 class InterruptAt:
     """A context in which the `nth` point raises; `happened` tells whether there were that many.
 
-    `watched` are the beginnings of the paths of code that counts. Garbage is not collected meanwhile: finalizers
-    would be interrupted, which Python swallows, and CPython 3.11 calls a trace function that one of them ended.
+    `watched` are the prefixes of the paths of code that counts. Garbage is not collected meanwhile:
+    Python swallows interrupts of finalizers, and CPython 3.11 calls a trace function that one of
+    them ended.
     """
 
     def __init__(self, nth: int, watched: tuple[str, ...] = _WATCHED) -> None:

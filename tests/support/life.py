@@ -1,7 +1,7 @@
-"""A little life of a program under a limit of the system: whatever step fails, nothing that was kept is lost.
+"""A short program under a limit of the system. Whatever step fails, nothing that was kept is lost.
 
-Under the limit each step ends well or in an error of ours, and pages that were acknowledged come back. Without it
-all works again, and `close` leaves nothing.
+Under the limit, each step succeeds or raises an error of batchzip, and acknowledged pages come
+back. Without it all works again, and `close` leaves nothing.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def live(
 ) -> list[str]:
     """Live under a limit, then without it. Return what the limit made fail.
 
-    `patience_s` is how long readers wait for an owner that finds no descriptors: both are this process.
+    `patience_s` is how long readers wait for an owner without descriptors; both are this process.
     Raise whatever else is raised, and AssertionError where a page is wrong or something is left.
     """
     with LeakCheck(), warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:

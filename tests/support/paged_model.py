@@ -1,12 +1,12 @@
 """Threads that use paged arrays at random, and know every byte that must be in them.
 
 Each thread has
-    own     an array of its own: blocks of every kind of pages, moved, sorted, added to, compared as a whole
+    own     an array of its own: blocks of all kinds of pages, moved, sorted, added to and compared
     copy    the same in ordinary memory
     strip   every n-th word of an array that all share, so that several write to each page
 
-A word of the shared array says who wrote it, where, and as his how-many-th: whoever reads another's word sees
-one that was written there, and none older than he has seen before.
+A word of the shared array tells its writer, its place and its number. Whoever reads a word of
+another thread sees one that was written there, and none older than it has seen before.
 """
 
 from __future__ import annotations
@@ -285,7 +285,7 @@ def run_model(
     may_fail: tuple[type[BaseException], ...] = (),
     beside: Callable[[], object] | None = None,
 ) -> list[Worker]:
-    """Let so many threads work on a region, on two thirds of its pages, and `beside` them another one."""
+    """Let `threads` threads use two thirds of a region's pages, and another run `beside`."""
     words = region.pager.pages * region.pager.page_size // 8 * 2 // 3
     shared = Shared(region, words // (threads + 1) // threads * threads, threads)
     own = words // (threads + 1)

@@ -1,4 +1,4 @@
-"""A region of paged memory, its store, and whoever makes room for it; and children that die of a touch."""
+"""A region of paged memory with its store and its cleaner, and children that die of a touch."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ KINDS = ("zeros", "same", "text", "noise")
 
 
 def content(kind: str, seed: int, size: int) -> npt.NDArray[np.uint8]:
-    """Make `size` bytes of a kind of pages: of nothing, of one word, compressible, incompressible."""
+    """Make `size` bytes of a kind: zeros, one word, compressible or incompressible."""
     rng = np.random.default_rng(seed)
     if kind == "zeros":
         return np.zeros(size, np.uint8)
@@ -123,7 +123,7 @@ class Region:
         return self.pager.evict(*self.pages_of(array))
 
     def evict_all(self) -> int:
-        """Evict all pages but the pinned ones, those that are just being restored too. Return how many went."""
+        """Evict all pages but the pinned ones, also those being restored. Return their number."""
         gone = 0
 
         def nothing_left() -> bool:
@@ -216,7 +216,7 @@ class End:
 
 
 def end_of(work: Callable[[], object], timeout_s: float = HANG_LIMIT_S) -> End:
-    """Run `work` in a forked child, to the end that it comes to. Fail where it hangs, or raises anything.
+    """Run `work` in a forked child until it ends. Fail if it hangs or raises anything.
 
     The child has a stderr of its own, and leaves no core file.
     """

@@ -11,5 +11,5 @@ SUPPORT = TESTS / "support"
 
 
 def python_path(*first: str) -> str:
-    """Return a PYTHONPATH with the tests' helpers and the packages of this checkout, behind `first`."""
+    """Return a PYTHONPATH of `first`, the tests' helpers and the packages of this checkout."""
     return os.pathsep.join(filter(None, [*first, str(TESTS), str(ROOT), str(ROOT / "backends")]))

@@ -1,4 +1,4 @@
-"""Real pages of several kinds: text as Python has it on disk, and arrays as programs compute them."""
+"""Real pages of several kinds: text of Python's files, and arrays as programs compute them."""
 
 from __future__ import annotations
 

@@ -22,7 +22,8 @@ import numpy as np
 import batchzip
 from batchzip import CompressBatch, DecompressBatch, Engine
 from batchzip.lanes import backend as lanes
-lanes.Divider = lambda *arguments, make=lanes.Divider, **options: make_generous(make(*arguments, **options))
+make = lanes.Divider
+lanes.Divider = lambda *arguments, **options: make_generous(make(*arguments, **options))
 def make_generous(divider):
     divider.generous = True
     return divider

@@ -63,7 +63,7 @@ class Churn:
 
 
 def churn(tmp_path: Path, engine: Engine, seconds: float, readers: int) -> tuple[int, int]:
-    """Churn beside readers; how many reads and changes there were. Fails at the first wrong page."""
+    """Churn beside readers. Return the numbers of reads and changes. Fail at a wrong page."""
     count = 600
     path = tmp_path / "versions"
     path.write_bytes(bytes(16 * count))

@@ -1,8 +1,8 @@
-"""What readers in other processes do to a shared store: run by multiprocessing, so at the top of a module.
+"""What readers in other processes do to a shared store; multiprocessing imports it from here.
 
-A page tells its index and its version, and everything else in it follows from these. Two tables in a file that
-all processes map say of each index which version was there at least before a read, and which at most
-after it. A version that is a multiple of `_GONE` is an invalidated page.
+A page has its index and its version, and everything else in it follows from these. Two tables in a
+file that all processes map have the least version before a read and the greatest after it, for
+each index. A version that is a multiple of `_GONE` is an invalidated page.
 """
 
 import itertools
@@ -69,7 +69,8 @@ def look(view: StoreView, versions: Versions, index: int) -> str:
         value, rest = view._table.get(index)
         same = [at for at in range(0, SIZE, 8) if data[at : at + 8] == data[:8]]
         return (
-            f"page {index} is torn, or of {found}: {data[:32].hex()}, first word {len(same)} times, "
+            f"page {index} is torn, or of {found}: {data[:32].hex()}, "
+            f"first word {len(same)} times, "
             f"{len(data)} bytes; entry {value:#x} {rest:#x}, versions {least} to {most}, "
             f"codecs {view._shared.owner.codecs()}, right now: {view.load(index) == data}"
         )

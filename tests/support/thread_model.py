@@ -1,8 +1,8 @@
 """What one thread has in a store, and must find there, whatever is cut short.
 
-A `Model` is a dict for each of two groups that nobody else touches. An operation that raises something
-unforeseen leaves its indices in doubt: `resolve` looks at what became of them, and fails if that is none of
-what may have.
+A `Model` has a dict for each of two groups that nobody else touches. An operation that raises
+leaves its indices in doubt. `resolve` looks at what became of them, and fails if that is not
+allowed.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def had_begun(error: BaseException) -> bool:
 
 
 class Model:
-    """What one thread does with its two groups, and what they hold. `name` tells it from other threads'."""
+    """What one thread does with its two groups, and what they hold. `name` is its alone."""
 
     def __init__(self, store: SwapStore, name: str, seed: int) -> None:
         self.store = store
@@ -251,10 +251,10 @@ def _load(group: Group, index: int) -> bytes | None:
 
 
 class Beside:
-    """Models that work in threads of their own, while who has this context makes faults.
+    """Models that work in threads of their own, while the code in this context makes faults.
 
-    Each makes `steps` steps, and looks at all of its pages now and then. `faults` are what faults raise; whatever
-    else is raised comes out at the end.
+    Each makes `steps` steps, and looks at all of its pages now and then. `faults` are the errors
+    that faults raise. Any other is raised at the end.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""A whole life of batchzip: what test_environment.py runs wherever it can think of.
+"""A program with all parts of batchzip, which test_environment.py runs in many environments.
 
-Each step is a line in the report, which goes to a descriptor that is named in the environment: "ok", or
-its error, and the warnings that came. At the end engines are left open.
+Each step writes a line to the descriptor that is named in the environment: "ok" or its error, and
+the warnings. At the end engines are left open.
 """
 
 from __future__ import annotations

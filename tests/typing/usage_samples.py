@@ -1,4 +1,4 @@
-"""Usage as a user's type checker sees it: mypy --strict runs over this, and a test runs what is here."""
+"""Usage as a user's type checker sees it. mypy --strict checks it, and a test runs it."""
 
 from __future__ import annotations
 

@@ -34,10 +34,7 @@ class PicklePacker:
         writable = bytearray()
 
         def keep_inside(buffer: pickle.PickleBuffer) -> bool:
-            try:
-                view = buffer.raw()
-            except BufferError:  # not contiguous
-                return True
+            view = buffer.raw()  # BufferError if not contiguous, which pickle refuses, too
             if view.nbytes < self.least:
                 return True
             buffers.append(view)

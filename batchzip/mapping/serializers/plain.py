@@ -28,7 +28,8 @@ class BytesPacker:
 
     def unpack(self, parts: Sequence[memoryview]) -> bytes:
         """Return a copy of the value."""
-        return bytes(parts[0])
+        (data,) = parts
+        return bytes(data)
 
     def unpack_one(self, data: bytes) -> bytes:
         """Return the value."""
@@ -51,7 +52,8 @@ class HookPacker:
 
     def unpack(self, parts: Sequence[memoryview]) -> object:
         """Restore a value. Raise whatever `loads` raises."""
-        return self.serializer.loads(bytes(parts[0]))
+        (data,) = parts
+        return self.serializer.loads(bytes(data))
 
     def unpack_one(self, data: bytes) -> object:
         """Restore a value. Raise whatever `loads` raises."""

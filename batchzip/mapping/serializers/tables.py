@@ -51,7 +51,7 @@ class TablePacker:
                 arrow.ipc.new_stream(file, value.schema) as stream,
             ):
                 stream.write(value)
-        except (arrow.ArrowException, OSError, ValueError, TypeError) as error:
+        except Exception as error:  # as for types nested too deeply
             raise NotStorable(f"Arrow cannot write the value: {error}") from error
         sink.write(_TABLE if type(value) is arrow.Table else _BATCH)
         return sink.parts()

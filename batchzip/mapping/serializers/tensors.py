@@ -75,7 +75,7 @@ class TensorPacker:
                 tensor = flat.view(dtype).reshape(found.shape)
             else:
                 tensor = torch.empty(found.shape, dtype=dtype)
-        except (RuntimeError, ValueError, TypeError) as error:
+        except Exception as error:  # noqa: BLE001 - torch raises several kinds for a wrong shape
             raise UnreadableValue(f"the bytes are not a tensor: {error}") from None
         return tensor if found.axes is None else tensor.permute(dense.inverse(found.axes))
 

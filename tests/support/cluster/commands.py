@@ -1,6 +1,7 @@
-"""Dask's own commands, as processes over TCP; and environments in which batchzip is another one, or missing.
+"""Dask's commands as processes over TCP, also where batchzip is another version or missing.
 
-with scheduler_command() as address, worker_command(address, **other_environment("missing", tmp_path)):
+environment = other_environment("missing", tmp_path)
+with scheduler_command() as address, worker_command(address, **environment):
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def scheduler_command(*arguments: str, **environment: str) -> Iterator[str]:
 def worker_command(
     scheduler: str, *arguments: str, **environment: str
 ) -> Iterator[subprocess.Popen[str]]:
-    """Run `dask worker` with one thread and a nanny; give the process once its worker has started."""
+    """Run `dask worker` with a thread and a nanny. Yield the process once the worker runs."""
     options = ["--host", "127.0.0.1", "--nthreads", "1", "--dashboard-address", "127.0.0.1:0"]
     with _command("worker", [scheduler, *options, *arguments], environment) as (process, lines):
         lines.find(r"Starting established connection to (\S+)")

@@ -1,4 +1,4 @@
-"""Fixtures of modules whose tests have Dask clients: to be imported there, and used by every test."""
+"""Fixtures for modules whose tests have Dask clients. Importing them makes every test use them."""
 
 from __future__ import annotations
 
@@ -22,6 +22,6 @@ def offloading() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def leaves_nothing_behind() -> Iterator[None]:
-    """As everywhere, but for sockets: a client opens them as it needs them, and closes them at its end."""
+    """Check for leaks, sockets aside: a client opens and closes them as it needs them."""
     with LeakCheck(ignore="socket:"):
         yield

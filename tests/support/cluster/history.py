@@ -1,15 +1,15 @@
-"""What was done to a store that many share, as it was logged, and whether it may have been so.
+"""The logged history of a store that many clients share, and the check whether it is allowed.
 
-Each page has its index and the version that it was stored as in it, all over. Each client writes what it
-begins, and what came of it, to a log of its own, before it goes on: a log survives its client. `check`
-reads all logs afterwards. It shares no code with the store. What it asks for, of each index:
+Each page is filled with its index and its version. Each client logs what it begins and how that
+ends before it goes on, and its log survives it. `check` reads all logs afterwards. It shares no
+code with the store. For each index it requires:
 
-* A page that was read is whole, of this index, and of a version that somebody had begun to store. Nothing
-  was acknowledged there after the store of that version had ended and before the read began: no other
+* A page that was read is whole, of this index, and of a version that somebody had begun to store.
+  Nothing was acknowledged there between the end of that store and the begin of the read: no other
   version, no invalidation, no recovery that named the page.
-* A page is absent only if no store of it was acknowledged, or if since the last one began it was invalidated, a
-  PagesLost or recover() named it to anybody, or a store of it failed.
-* Only the exceptions that are allowed came out, and no call took longer than its limit.
+* A page is absent only if no store of it was acknowledged, or if since the last one began it was
+  invalidated, a PagesLost or recover() named it to anybody, or a store of it failed.
+* Only allowed exceptions were raised, and no call took longer than its limit.
 
 Times are of CLOCK_MONOTONIC, which all processes of a machine share.
 """
@@ -118,9 +118,9 @@ class Verdict:
     named: int = 0
     """Of these, such that were the last ones at their index when they were named."""
     named_late: int = 0
-    """Absent pages that were named only later: another client's, whom a lost scheduler cost all of its own."""
+    """Absent pages of another client that were named only later, after a scheduler was lost."""
     orphaned: int = 0
-    """Absent pages of a client that was killed before a scheduler was lost: there is nobody to be told of them."""
+    """Absent pages of a client that was killed before a scheduler was lost, so nobody was told."""
     killed: set[int] = field(default_factory=set)
     """Numbers of the clients that were."""
     undone: int = 0
@@ -134,7 +134,10 @@ class Verdict:
             f"{self.stored:,} pages stored, {self.named:,} lost and named",
             f"{len(self.unnamed):,} lost and unnamed, {len(self.wrong):,} wrong",
             f"{self.reads:,} pages read, {self.absent:,} of them absent",
-            f"of these {self.named_late:,} named later, {self.orphaned:,} of killed clients, {self.undone:,} after a store that failed",
+            (
+                f"of these {self.named_late:,} named later, {self.orphaned:,} of killed clients, "
+                f"{self.undone:,} after a store that failed"
+            ),
             "calls: " + ", ".join(f"{what} {n:,}" for what, n in sorted(self.calls.items())),
             "faults: " + ", ".join(f"{what} {n}" for what, n in sorted(self.faults.items())),
             "longest calls: "
@@ -312,7 +315,8 @@ def _judge(index: int, of: _Index, verdict: Verdict, ended: list[int]) -> None:
                 verdict.wrong.append(f"{told}has version {version:#x}, which nobody stored")
             elif overwritten.between(store.end, begin):
                 verdict.wrong.append(
-                    f"{told}has version {version:#x} of {store.begin / 1e9:.3f} to {store.end / 1e9:.3f} s, "
+                    f"{told}has version {version:#x} of {store.begin / 1e9:.3f} "
+                    f"to {store.end / 1e9:.3f} s, "
                     "which was replaced or forgotten meanwhile"
                 )
     counted = {last_begin.most_before(end) for _, end in of.named}
@@ -330,7 +334,7 @@ def _sort_recoveries(of: _Index, ended: list[int]) -> None:
 
 
 def _is_explained(of: _Index, last: int, verdict: Verdict) -> bool:
-    """Whether a page that went with a scheduler was named later, or is one of a killed client; count it."""
+    """Count a page lost with a scheduler if it was named later or its client was killed."""
     late = any(until > last for _, until in of.named)
     client = next(store.version >> 40 for store in of.stores.values() if store.begin == last)
     orphaned = not late and client in verdict.killed

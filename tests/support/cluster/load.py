@@ -1,8 +1,8 @@
-"""One client of a sharded store, in a process of its own: threads that use it at random, and log what came of it.
+"""One client of a sharded store, a process whose threads use it at random and log the results.
 
 python load.py '{"scheduler": "tcp://…", "log": "FILE", …}'        the fields of Options
 
-It makes the store, or attaches to `address`, prints the store's address, and then does what lines on stdin say:
+It makes the store, or attaches to `address`, prints the store's address, and then reads commands:
 
 run SEED       threads begin
 pause          they end what they are at; the next lines find nothing under way
@@ -349,7 +349,7 @@ def _connected(options: Options) -> Client:
     end = time.monotonic() + options.limit_s
     while True:
         try:
-            # The timeout is also how long it tries to find a scheduler again before it closes for good.
+            # For this time it also tries to find a lost scheduler before it closes for good.
             return Client(options.scheduler, set_as_default=False, timeout=240)
         except OSError:
             if time.monotonic() > end:

@@ -1,11 +1,11 @@
-"""A Dask cluster as it is in earnest: a scheduler and workers, each a command of its own, that faults can hit.
+"""A Dask cluster as in production: a scheduler and workers, each a command that faults can hit.
 
     with Machines(3, folder) as machines:
         machines.kill_worker(); machines.restart_scheduler(); machines.mend()
 
-A worker is one process under a nanny, which starts it again. `mend` starts again what has ended for good, as
-the machines' supervisor would. Commands end with the process that started them; start them in a thread that
-stays.
+A worker is one process under a nanny, which restarts it. `mend` restarts what has ended for good,
+as the machines' supervisor would. Commands end with the thread that started them, so start them in
+a thread that stays.
 """
 
 from __future__ import annotations
@@ -241,7 +241,7 @@ def _workers_of(nanny: int) -> list[int]:
 
 
 def _is_python(pid: int) -> bool:
-    """Whether it runs still: a process that has ended, and waits to be reaped, has no command line."""
+    """Return whether it still runs: a zombie has no command line."""
     return b"python" in _command_line(pid)
 
 

@@ -21,7 +21,7 @@ class NotedCall:
 
     def __init__(self, log: Log, watch: Watch, key: int, kind: str) -> None:
         self.only: int | None = None
-        """The index that it asks for, where that is one: an error of it that names others says that it is absent."""
+        """The index that it asks for, if it is one. An error with others means it is absent."""
         self.told: Callable[[BaseException], None] | None = None
         """Is called with the error, if there is one."""
         self._log = log

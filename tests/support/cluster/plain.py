@@ -41,6 +41,8 @@ class Process:
         """The methods that others asked for."""
         self.deaf_to: set[str] = set()
         """Methods that get no answer."""
+        self.late: dict[str, asyncio.Event] = {}
+        """Methods whose answers arrive when an event is set."""
 
     async def answer(self, name: str, message: dict[str, Any]) -> Any:
         """Answer a request, as it comes through the network."""
@@ -52,8 +54,11 @@ class Process:
             await asyncio.get_running_loop().create_future()
         handler = self.handlers.get(name)
         answer = None if handler is None else await handler(**travel(message))
+        answer = travel(answer)
+        if method in self.late:
+            await self.late[method].wait()
         self._check()
-        return travel(answer)
+        return answer
 
     def _check(self) -> None:
         if self.is_gone:
@@ -133,6 +138,11 @@ class PlainClient(Client):
         self.status = "closed"
         return asyncio.sleep(0) if self._is_asynchronous else None
 
+    def sync(self, func: Any, *args: Any, **options: Any) -> Any:
+        """Run a coroutine function in its event loop, and wait for it in another thread."""
+        work = func(*args, **options)
+        return asyncio.run_coroutine_threadsafe(work, self._asyncio_loop).result()
+
     @property
     def asynchronous(self) -> bool:
         """Return whether its methods are awaited."""
@@ -168,7 +178,19 @@ class PlainCluster(Process):
     def restart(self) -> None:
         """Forget all stores, as a new scheduler at the same address does."""
         self.directory = None
-        self.handlers = {"run_function": self._run, "retire_workers": self._retire}
+        self.handlers = {
+            "run_function": self._run,
+            "retire_workers": self._retire,
+            "identity": self._identity,
+            "proxy": self._proxy,
+        }
+
+    async def _identity(self) -> Any:
+        names = {address: {"name": worker.name} for address, worker in self.workers.items()}
+        return {"workers": names}
+
+    async def _proxy(self, worker: str, msg: dict[str, Any]) -> Any:
+        return await self.workers[worker].answer(msg.pop("op"), msg)
 
     async def _run(self, function: bytes, args: bytes) -> Any:
         return {"status": "OK", "result": await pickle.loads(function)(*pickle.loads(args))}
@@ -216,10 +238,9 @@ async def a_cluster(workers: int) -> AsyncIterator[PlainCluster]:
     """Start a cluster, whose times are shorter than Dask's network needs."""
     with pytest.MonkeyPatch.context() as patch:
         for module in (directory, session):
-            patch.setattr(module, "LEASE_S", 0.2)
+            patch.setattr(module, "LEASE_S", 0.4)
             patch.setattr(module, "_LOOK_S", 0.02)
             patch.setattr(module, "_GONE_S", 0.02)
-        patch.setattr(directory, "_PING_S", 0.1)
         patch.setattr(service, "_RENEW_S", 0.01)
         cluster = PlainCluster()
         try:

@@ -1,4 +1,4 @@
-"""A run: machines, clients of one store on them, faults meanwhile; and the verdict on what the clients saw."""
+"""A run: machines, clients of one store, faults, and the verdict on what the clients saw."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Process:
         self.process.stdin.flush()
 
     def answer(self) -> str:
-        """Wait for a line. Meanwhile the machines are mended: without workers, a client may have no answer."""
+        """Wait for a line, and mend the machines: a client may need workers to answer."""
         end = time.monotonic() + _ANSWER_S
         while time.monotonic() < end:
             with suppress(queue.Empty):
@@ -234,7 +234,7 @@ class Run:
             assert answer == "ok", f"{answer}\n{client.output.read_text()}"
 
     def end(self, *, losses: bool = True) -> Verdict:
-        """Let all go on, read everything, store and read everything anew; what the clients saw all along."""
+        """Let all go on, read and renew everything. Return the verdict on what the clients saw."""
         self.machines.go_on()
         self.go_on(1.0)
         self.pause()

@@ -1,4 +1,4 @@
-"""A codec for tests of deadlines: lz4 that takes its time over each page. Workers import it by name."""
+"""A codec for tests of deadlines: lz4 that waits at each page. Workers import it by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A codec that workers cannot unpickle, and whose error cannot be shown. Workers import it by name."""
+"""A codec that cannot be unpickled, with an error that has no text. Workers import it by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An owner to be killed: two engines under load from several threads, until it is. Run as a script."""
+"""An owner to be killed: a script with two engines under load from several threads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An owner of paged memory to be killed: threads under load, with a backing file. Run as a script."""
+"""An owner to be killed: a script whose threads use paged memory with a backing file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A store to be killed with its owner: threads that store, load and write back to a file. Run as a script."""
+"""An owner to be killed: a script whose threads store, load and write back to a file."""
 
 from __future__ import annotations
 

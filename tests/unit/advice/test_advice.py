@@ -1,4 +1,4 @@
-"""Advice: what it says of data whose answer is known, and `batchzip advise` as its users meet it."""
+"""Advice on data whose answer is known, and `batchzip advise` as its users meet it."""
 
 from __future__ import annotations
 

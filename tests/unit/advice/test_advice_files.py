@@ -1,4 +1,4 @@
-"""`batchzip advise --values` reads each kind of file, and reports as people and programs need it."""
+"""`batchzip advise --values` reads each kind of file, and reports for people and for programs."""
 
 from __future__ import annotations
 

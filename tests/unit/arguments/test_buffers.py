@@ -96,7 +96,7 @@ def test_pages_and_sources_are_any_kind_of_buffer(algorithm: str) -> None:
 
 
 def test_a_length_beyond_32_bits_is_not_taken_for_a_shorter_one() -> None:
-    """steeve/python-lz4#5, libarchive#1393: a length that wrapped decoded the beginning of its buffer."""
+    """steeve/python-lz4#5, libarchive#1393: a wrapped length decoded the buffer's start."""
     with Engine("lz4", backend="sequential") as engine:
         source = np.frombuffer(engine.compress_page(text(1)), np.uint8)
         sources = np.zeros((1, (1 << 32) + len(source)), np.uint8)  # untouched, but for one page

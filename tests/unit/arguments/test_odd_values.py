@@ -1,7 +1,7 @@
-"""Whatever is passed as whatever argument: it does its work, or is refused with an error that a caller expects.
+"""Any value as any argument does its work or is refused with an error that a caller expects.
 
-Every public function and constructor is called with every odd value as each of its arguments. No other
-error comes, none names what is private, and nothing that is stored suffers.
+Every public function and constructor is called with every odd value as each argument. No other
+error is raised, none has a private name in its text, and nothing that is stored suffers.
 """
 
 from __future__ import annotations

@@ -58,7 +58,8 @@ CALLS: dict[str, tuple[Callable[[Any], object], str]] = {
     "figures of an engine": (
         lambda store: metrics.collector(store.engine),
         (
-            "store must be a SwapStore, a CompressedMapping or a ShardedStore, or a mapping of them, "
+            "store must be a SwapStore, a CompressedMapping or a ShardedStore, "
+            "or a mapping of them, "
             "not Engine"
         ),
     ),

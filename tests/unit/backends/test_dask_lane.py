@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import errno
-import queue
 import threading
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from distributed.protocol import pickle
 from distributed.scheduler import KilledWorker
+from support.cluster.plain_connection import LIMIT_S, PlainConnection
 
 from batchzip import (
     BackendUnavailable,
@@ -25,116 +23,21 @@ from batchzip import (
 )
 from batchzip.testing.plain import Plain, make_pages
 from batchzip_dask import DaskBackend, backend, connection, lane
-from batchzip_dask.connection import CancelledError, ClusterConnection
-from batchzip_dask.task_pages import TaskPages, as_task
+from batchzip_dask.connection import CancelledError
+from batchzip_dask.task_pages import as_task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 PAGES = make_pages(1024)
 DEATH = KilledWorker("task", None, 3)  # type: ignore[arg-type] # the worker does not matter
-_LIMIT_S = 15.0
-"""Seconds after which a test counts as hung."""
-
 MOST = lane._LEAST_BYTES // 4096
 """Pages of the first parcel, before a time is known."""
 
 
-class Task:
-    """A task on the cluster, which ends when the test says so."""
-
-    def __init__(self, share: TaskPages, tell: Callable[[Any], object]) -> None:
-        self.share = share
-        self.tell = tell
-        self.busy_s = 1e-4
-        """The seconds that it says it took."""
-        self.dropped = threading.Event()
-
-    @property
-    def pages(self) -> int:
-        return len(self.share.lengths)
-
-    def do(self) -> None:
-        outcome = pickle.loads(pickle.dumps(as_task(self.share)))()
-        self.tell(replace(outcome, busy_s=self.busy_s))
-
-
-class Cluster(ClusterConnection):
-    """A connection whose scheduler and workers are the test."""
-
-    def __init__(self) -> None:
-        self.tasks: queue.SimpleQueue[Task] = queue.SimpleQueue()
-        self.worker_threads = 1
-        self.is_here = True
-        self.answers = True
-        self.closes = 0
-        self.handed_out = 0
-        self.lack: BackendUnavailable | None = None
-        self.asked = 0
-        """How often workers were asked what they lack."""
-        self.error: Exception | None = None
-
-    @property
-    def address(self) -> str:
-        return "plain://scheduler"
-
-    @property
-    def is_connected(self) -> bool:
-        return self.is_here
-
-    def check(self) -> None:
-        if not self.is_here:
-            raise ClusterLost("the scheduler is gone")
-
-    def open(self) -> None:
-        self.check()
-
-    def check_workers(self) -> None:
-        if self.lack is not None:
-            raise self.lack
-
-    def threads(self) -> int:
-        return self.worker_threads
-
-    def wait_for_worker(self, _: float) -> bool:
-        return self.worker_threads > 0
-
-    def hand_out(self, share: TaskPages, tell: Any) -> Callable[[], None]:
-        if self.error is not None:
-            raise self.error
-        task = Task(share, tell)
-        self.handed_out += 1
-        self.tasks.put(task)
-        return task.dropped.set
-
-    def count_threads(self, tell: Callable[[int | None], object]) -> None:
-        if self.answers:
-            tell(self.worker_threads)
-
-    def ask_workers(self, tell: Callable[[BackendUnavailable | None], object]) -> None:
-        self.asked += 1
-        tell(self.lack)
-
-    def close(self) -> None:
-        self.closes += 1
-
-    def next(self) -> Task:
-        """Return the next task that was handed out."""
-        return self.tasks.get(timeout=_LIMIT_S)
-
-    def work(self, count: int) -> list[int]:
-        """Do tasks until they had as many pages. Return how many each had."""
-        done: list[int] = []
-        while sum(done) < count:
-            task = self.next()
-            task.do()
-            done.append(task.pages)
-        return done
-
-
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    made = Cluster()
+def cluster(monkeypatch: pytest.MonkeyPatch) -> PlainConnection:
+    made = PlainConnection()
     monkeypatch.setattr(connection, "ClusterConnection", lambda *_, **__: made)
     monkeypatch.setattr(lane, "_LOOK_S", 0.01)
     return made
@@ -145,7 +48,7 @@ def make_engine(local: Any = "never", **options: Any) -> Engine:
 
 
 @contextmanager
-def opened(cluster: Cluster, *arguments: Any, **options: Any) -> Iterator[Engine]:
+def opened(cluster: PlainConnection, *arguments: Any, **options: Any) -> Iterator[Engine]:
     with make_engine(*arguments, **options) as made:
         try:
             yield made
@@ -155,7 +58,7 @@ def opened(cluster: Cluster, *arguments: Any, **options: Any) -> Iterator[Engine
 
 
 @pytest.fixture
-def engine(cluster: Cluster) -> Iterator[Engine]:
+def engine(cluster: PlainConnection) -> Iterator[Engine]:
     with opened(cluster) as made:
         yield made
     assert cluster.closes == 1
@@ -166,17 +69,17 @@ def same(batch: CompressBatch, engine: Engine, pages: Any) -> bool:
 
 
 def test_batches_come_back_as_any_backend_gives_them_and_are_counted(
-    cluster: Cluster, engine: Engine
+    cluster: PlainConnection, engine: Engine
 ) -> None:
     batch = CompressBatch(PAGES[:40])
     request = engine.submit(batch)
     assert cluster.work(40)[0] == MOST
-    request.wait(_LIMIT_S)
+    request.wait(LIMIT_S)
     assert same(batch, engine, PAGES[:40])
     back = DecompressBatch(batch.outputs())
     restoring = engine.submit(back)
     cluster.work(40)
-    np.testing.assert_array_equal(restoring.wait(_LIMIT_S).pages, PAGES[:40])
+    np.testing.assert_array_equal(restoring.wait(LIMIT_S).pages, PAGES[:40])
     found = engine.statistics
     assert (found.compress.pages, found.decompress.pages) == (40, 40)
     stored = int(batch.dlens.sum())
@@ -185,17 +88,17 @@ def test_batches_come_back_as_any_backend_gives_them_and_are_counted(
     assert (found.compress.inline_pages, found.placements) == (0, ())
     single = CompressBatch(PAGES[:1])
     engine.compress(single)
-    engine.submit(single).wait(_LIMIT_S)
+    engine.submit(single).wait(LIMIT_S)
     assert engine.statistics.compress.inline_pages == 2, "one page is not worth a message"
 
 
 def settle(engine: Engine) -> None:
     """Wait until the lane has handed out all that it may: it ends a late request after that."""
-    late = engine.submit(CompressBatch(PAGES[:2]), deadline_s=1e-6).wait(_LIMIT_S)
+    late = engine.submit(CompressBatch(PAGES[:2]), deadline_s=1e-6).wait(LIMIT_S)
     assert late.errors.tolist() == [-errno.ETIMEDOUT] * 2
 
 
-def test_two_tasks_are_out_for_each_thread_of_the_cluster(cluster: Cluster) -> None:
+def test_two_tasks_are_out_for_each_thread_of_the_cluster(cluster: PlainConnection) -> None:
     cluster.worker_threads = 3
     with opened(cluster) as engine:
         requests = [engine.submit(CompressBatch(PAGES[:MOST])) for _ in range(20)]
@@ -209,12 +112,12 @@ def test_two_tasks_are_out_for_each_thread_of_the_cluster(cluster: Cluster) -> N
             if cluster.handed_out < len(requests):
                 tasks.append(cluster.next())
         for request in requests:
-            assert same(request.wait(_LIMIT_S), engine, PAGES[:MOST])
+            assert same(request.wait(LIMIT_S), engine, PAGES[:MOST])
         assert cluster.handed_out == len(requests)
 
 
 def test_bytes_that_are_out_are_bounded(
-    cluster: Cluster, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    cluster: PlainConnection, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lane, "OUT_BYTES", MOST * 4096)
     requests = [engine.submit(CompressBatch(PAGES[:MOST])) for _ in range(3)]
@@ -224,11 +127,11 @@ def test_bytes_that_are_out_are_bounded(
     task.do()
     cluster.work(2 * MOST)
     for request in requests:
-        request.wait(_LIMIT_S)
+        request.wait(LIMIT_S)
 
 
 def test_what_waits_travels_together_and_is_divided_among_the_threads(
-    cluster: Cluster, engine: Engine
+    cluster: PlainConnection, engine: Engine
 ) -> None:
     first = engine.submit(CompressBatch(PAGES[:8]))
     assert cluster.next().pages == 8, "one request goes at once"
@@ -239,25 +142,25 @@ def test_what_waits_travels_together_and_is_divided_among_the_threads(
     settle(engine)
     blocking.busy_s = 8 * 1e-6  # a page takes a microsecond
     blocking.do()
-    second.wait(_LIMIT_S)
+    second.wait(LIMIT_S)
     parcel = cluster.next()
     assert parcel.pages == 200, "all of them: one thread, and so little time"
     parcel.do()
     for request in requests:
-        assert same(request.wait(_LIMIT_S), engine, PAGES[:5])
+        assert same(request.wait(LIMIT_S), engine, PAGES[:5])
 
 
 @pytest.mark.parametrize(
     ("page_s", "pages"), [(1e-6, 1024), (1e-3, 200), (4e-3, 50), (0.02, MOST), (10.0, MOST)]
 )
 def test_a_parcel_takes_a_fifth_of_a_second_of_a_worker_at_most(
-    cluster: Cluster, engine: Engine, page_s: float, pages: int
+    cluster: PlainConnection, engine: Engine, page_s: float, pages: int
 ) -> None:
     first = engine.submit(CompressBatch(PAGES[:MOST]))
     task = cluster.next()
     task.busy_s = MOST * page_s
     task.do()
-    first.wait(_LIMIT_S)
+    first.wait(LIMIT_S)
     request = engine.submit(CompressBatch(PAGES))
     sizes = [task.pages for task in (cluster.next(),)]
     assert sizes == [pages]
@@ -269,7 +172,7 @@ def test_a_parcel_takes_a_fifth_of_a_second_of_a_worker_at_most(
     [(2, 1e-5, 512), (4, 1e-5, 256), (64, 1e-5, 32), (64, 1e-3, MOST)],
 )
 def test_a_batch_is_divided_among_threads_but_not_into_crumbs(
-    cluster: Cluster, threads: int, page_s: float, pages: int
+    cluster: PlainConnection, threads: int, page_s: float, pages: int
 ) -> None:
     cluster.worker_threads = threads
     with opened(cluster) as engine:
@@ -277,13 +180,13 @@ def test_a_batch_is_divided_among_threads_but_not_into_crumbs(
         task = cluster.next()
         task.busy_s = MOST * page_s
         task.do()
-        first.wait(_LIMIT_S)
+        first.wait(LIMIT_S)
         engine.submit(CompressBatch(PAGES))
         assert cluster.next().pages == pages
 
 
 def test_pages_that_killed_a_worker_go_alone_and_fail_the_second_time(
-    cluster: Cluster, engine: Engine
+    cluster: PlainConnection, engine: Engine
 ) -> None:
     engine.submit(CompressBatch(PAGES[:MOST]))
     engine.submit(CompressBatch(PAGES[:MOST]))
@@ -304,28 +207,28 @@ def test_pages_that_killed_a_worker_go_alone_and_fail_the_second_time(
     settle(engine)
     assert cluster.tasks.empty(), "and nothing goes beside them"
     alone.tell(DEATH)
-    assert harmful.wait(_LIMIT_S).errors.tolist() == [-errno.EOWNERDEAD] * 6
+    assert harmful.wait(LIMIT_S).errors.tolist() == [-errno.EOWNERDEAD] * 6
     second = cluster.next()
     assert second.pages == 4
     second.do()
-    assert same(harmless.wait(_LIMIT_S), engine, PAGES[6:10])
+    assert same(harmless.wait(LIMIT_S), engine, PAGES[6:10])
     cluster.next().do()
-    assert same(later.wait(_LIMIT_S), engine, PAGES[:3])
+    assert same(later.wait(LIMIT_S), engine, PAGES[:3])
 
 
 def test_a_task_that_others_cancel_is_repeated_three_times(
-    cluster: Cluster, engine: Engine
+    cluster: PlainConnection, engine: Engine
 ) -> None:
     request = engine.submit(CompressBatch(PAGES[:5]))
     for _ in range(3):
         cluster.next().tell(CancelledError("somebody restarted the cluster"))
     cluster.next().do()
-    assert same(request.wait(_LIMIT_S), engine, PAGES[:5])
+    assert same(request.wait(LIMIT_S), engine, PAGES[:5])
     request = engine.submit(CompressBatch(PAGES[:5]))
     for _ in range(4):
         cluster.next().tell(CancelledError("somebody restarted the cluster"))
     with pytest.raises(ClusterLost, match="keeps cancelling its tasks: somebody restarted"):
-        request.wait(_LIMIT_S)
+        request.wait(LIMIT_S)
     assert request.batch.errors.tolist() == [-errno.EOWNERDEAD] * 5
 
 
@@ -334,20 +237,20 @@ def test_a_task_that_others_cancel_is_repeated_three_times(
     [(None, "cannot run its task: .*sorry"), ("no batchzip there", "^no batchzip there$")],
 )
 def test_a_batch_that_fails_says_what_workers_lack_and_asks_them_once(
-    cluster: Cluster, engine: Engine, lack: str | None, match: str
+    cluster: PlainConnection, engine: Engine, lack: str | None, match: str
 ) -> None:
     cluster.lack = BackendUnavailable(lack) if lack else None
     for _ in range(3):
         request = engine.submit(CompressBatch(PAGES[:5]))
         cluster.next().tell(ValueError("sorry"))
         with pytest.raises(BackendUnavailable, match=match):
-            request.wait(_LIMIT_S)
+            request.wait(LIMIT_S)
         assert request.batch.errors.tolist() == [-errno.EOWNERDEAD] * 5
     assert cluster.asked == 1
 
 
 def test_a_task_that_cannot_be_sent_fails_its_batch_and_no_other(
-    cluster: Cluster, engine: Engine
+    cluster: PlainConnection, engine: Engine
 ) -> None:
     cluster.error = OSError("no room for a task")
     with pytest.raises(BackendUnavailable, match="no room for a task"):
@@ -356,62 +259,62 @@ def test_a_task_that_cannot_be_sent_fails_its_batch_and_no_other(
     batch = CompressBatch(PAGES[:5])
     request = engine.submit(batch)
     cluster.next().do()
-    assert same(request.wait(_LIMIT_S), engine, PAGES[:5])
+    assert same(request.wait(LIMIT_S), engine, PAGES[:5])
 
 
-def test_a_deadline_ends_a_request_and_its_tasks(cluster: Cluster, engine: Engine) -> None:
+def test_a_deadline_ends_a_request_and_its_tasks(cluster: PlainConnection, engine: Engine) -> None:
     request = engine.submit(CompressBatch(PAGES[: 3 * MOST]), deadline_s=0.5)
     done, dropped = cluster.next(), cluster.next()
     done.do()
     late = cluster.next()
-    errors = request.wait(_LIMIT_S).errors
+    errors = request.wait(LIMIT_S).errors
     assert errors.tolist() == [0] * MOST + [-errno.ETIMEDOUT] * 2 * MOST
-    assert dropped.dropped.wait(_LIMIT_S)
-    assert late.dropped.wait(_LIMIT_S)
+    assert dropped.dropped.wait(LIMIT_S)
+    assert late.dropped.wait(LIMIT_S)
     dropped.do()
     other = engine.submit(CompressBatch(PAGES[:5]))
     cluster.next().do()
-    assert same(other.wait(_LIMIT_S), engine, PAGES[:5])
+    assert same(other.wait(LIMIT_S), engine, PAGES[:5])
     assert errors[-1] == -errno.ETIMEDOUT, "an answer that comes late changes nothing"
 
 
-def test_requests_wait_a_while_for_workers_or_for_the_scheduler(cluster: Cluster) -> None:
+def test_requests_wait_a_while_for_workers_or_for_the_scheduler(cluster: PlainConnection) -> None:
     with opened(cluster, workerless_s=0.2) as engine:
         cluster.worker_threads = 0
         request = engine.submit(CompressBatch(PAGES[:5]))
         with pytest.raises(ClusterLost, match=r"plain://scheduler has had no workers for 0\.2 s"):
-            request.wait(_LIMIT_S)
+            request.wait(LIMIT_S)
         cluster.worker_threads = 2
         cluster.next()
         request = engine.submit(CompressBatch(PAGES[:5]))
         cluster.next().do()
-        assert same(request.wait(_LIMIT_S), engine, PAGES[:5])
+        assert same(request.wait(LIMIT_S), engine, PAGES[:5])
         cluster.answers = False
         request = engine.submit(CompressBatch(PAGES[:5]))
         with pytest.raises(ClusterLost, match=r"scheduler has not answered for 0\.2 s"):
-            request.wait(_LIMIT_S)
+            request.wait(LIMIT_S)
         cluster.is_here = False
         for batch in (CompressBatch(PAGES[:5]), DecompressBatch([b"", b""])):
             with pytest.raises(ClusterLost, match="the scheduler is gone"):
                 engine.backend.run(batch)
 
 
-def test_a_cluster_that_goes_ends_what_it_had(cluster: Cluster, engine: Engine) -> None:
+def test_a_cluster_that_goes_ends_what_it_had(cluster: PlainConnection, engine: Engine) -> None:
     request = engine.submit(CompressBatch(PAGES[:5]))
     task = cluster.next()
     cluster.is_here = False
     with pytest.raises(ClusterLost, match="the scheduler is gone"):
-        request.wait(_LIMIT_S)
-    assert task.dropped.wait(_LIMIT_S)
+        request.wait(LIMIT_S)
+    assert task.dropped.wait(LIMIT_S)
 
 
-def test_closing_finishes_every_request(cluster: Cluster) -> None:
+def test_closing_finishes_every_request(cluster: PlainConnection) -> None:
     engine = make_engine()
     requests = [engine.submit(CompressBatch(PAGES[:MOST])) for _ in range(5)]
     closing = threading.Thread(target=engine.close)
     closing.start()
     cluster.work(5 * MOST)
-    closing.join(_LIMIT_S)
+    closing.join(LIMIT_S)
     assert not closing.is_alive()
     assert all(request.done() for request in requests)
     assert cluster.closes == 1
@@ -419,7 +322,7 @@ def test_closing_finishes_every_request(cluster: Cluster) -> None:
         engine.compress(CompressBatch(PAGES[:5]))
 
 
-def test_a_callback_may_close_the_engine(cluster: Cluster) -> None:
+def test_a_callback_may_close_the_engine(cluster: PlainConnection) -> None:
     engine = make_engine()
     request = engine.submit(CompressBatch(PAGES[:5]))
     closed = threading.Event()
@@ -430,12 +333,12 @@ def test_a_callback_may_close_the_engine(cluster: Cluster) -> None:
 
     request.add_done_callback(close)
     cluster.next().do()
-    assert closed.wait(_LIMIT_S)
+    assert closed.wait(LIMIT_S)
     assert cluster.closes == 1
 
 
 def test_a_request_that_waits_may_be_cancelled_and_one_under_way_may_not(
-    cluster: Cluster, engine: Engine
+    cluster: PlainConnection, engine: Engine
 ) -> None:
     tasks = []
     for _ in range(2):
@@ -444,7 +347,7 @@ def test_a_request_that_waits_may_be_cancelled_and_one_under_way_may_not(
     waiting = engine.submit(CompressBatch(PAGES[:5]))
     assert waiting.cancel()
     with pytest.raises(RequestCancelled):
-        waiting.wait(_LIMIT_S)
+        waiting.wait(LIMIT_S)
     assert waiting.batch.errors.tolist() == [-errno.ECANCELED] * 5
     for task in tasks:
         task.do()
@@ -453,22 +356,22 @@ def test_a_request_that_waits_may_be_cancelled_and_one_under_way_may_not(
     task = cluster.next()
     assert not request.cancel()
     task.do()
-    assert same(request.wait(_LIMIT_S), engine, PAGES[:5])
+    assert same(request.wait(LIMIT_S), engine, PAGES[:5])
 
 
-def test_lengths_that_do_not_fit_fail_the_batch(cluster: Cluster, engine: Engine) -> None:
+def test_lengths_that_do_not_fit_fail_the_batch(cluster: PlainConnection, engine: Engine) -> None:
     request = engine.submit(CompressBatch(PAGES[:5]))
     task = cluster.next()
     outcome = as_task(task.share)()
     outcome.results[0] += 1
     task.tell(outcome)
     with pytest.raises(BackendUnavailable, match="do not fit its data"):
-        request.wait(_LIMIT_S)
+        request.wait(LIMIT_S)
 
 
 @pytest.mark.parametrize("how", ["run", "submit"])
 def test_a_trial_that_fails_runs_here(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, how: str
+    cluster: PlainConnection, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     monkeypatch.setattr(backend, "_FAST_S", 0.0)
     with opened(cluster, "auto") as engine:
@@ -477,7 +380,7 @@ def test_a_trial_that_fails_runs_here(
         if how == "run":
             engine.compress(batch)
         else:
-            engine.submit(batch).wait(_LIMIT_S)
+            engine.submit(batch).wait(LIMIT_S)
         assert same(batch, engine, PAGES[:50])
         (placement,) = engine.statistics.placements
         assert (placement.place, placement.trials, placement.sent_bytes) == ("local", 1, 0)
@@ -491,7 +394,7 @@ def test_a_trial_that_fails_runs_here(
 
 
 def test_local_work_and_the_clusters_are_counted_together(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+    cluster: PlainConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backend, "_FAST_S", 0.0)
     with opened(cluster, "auto") as engine:
@@ -499,13 +402,13 @@ def test_local_work_and_the_clusters_are_counted_together(
         worker = threading.Thread(target=cluster.work, args=[50])
         worker.start()
         engine.compress(batch)  # the first is a trial
-        worker.join(_LIMIT_S)
+        worker.join(LIMIT_S)
         assert same(batch, engine, PAGES[:50])
         cluster.worker_threads = 0
         here: Any = engine.backend
         here.threads = 0
         for _ in range(3):
-            engine.submit(CompressBatch(PAGES[:50])).wait(_LIMIT_S)
+            engine.submit(CompressBatch(PAGES[:50])).wait(LIMIT_S)
         (placement,) = engine.statistics.placements
         assert placement.sent_bytes == 50 * 4096
         assert placement.local_bytes == 150 * 4096
@@ -513,17 +416,17 @@ def test_local_work_and_the_clusters_are_counted_together(
         assert engine.statistics.compress.bytes_in == 200 * 4096
 
 
-def test_an_engine_says_at_once_what_its_workers_lack(cluster: Cluster) -> None:
+def test_an_engine_says_at_once_what_its_workers_lack(cluster: PlainConnection) -> None:
     cluster.lack = BackendUnavailable("no batchzip there")
     with pytest.raises(BackendUnavailable, match="no batchzip there"):
         make_engine()
     assert cluster.closes == 1
 
 
-def test_an_engine_is_ready_when_there_is_a_worker(cluster: Cluster) -> None:
+def test_an_engine_is_ready_when_there_is_a_worker(cluster: PlainConnection) -> None:
     for local in ("never", "auto"):
         with opened(cluster, local) as engine:
             cluster.worker_threads = 0
             assert not engine.wait_ready(1.0)
             cluster.worker_threads = 1
-            assert engine.wait_ready(_LIMIT_S)
+            assert engine.wait_ready(LIMIT_S)

@@ -1,4 +1,4 @@
-"""Parcels of the dask backend: what travels, and what is made of what comes back; without a cluster."""
+"""Parcels of the dask backend: what travels, and how answers are read, without a cluster."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def end(pid: int) -> None:
 
 
 @pytest.mark.usefixtures("always_hand_over")
-def test_workers_take_part(engine: Engine) -> None:
+def test_workers_do_a_share_of_a_batch(engine: Engine) -> None:
     (pid,) = engine.worker_pids
     before = cpu_ticks(pid)
     for _ in range(200):

@@ -1,4 +1,4 @@
-"""Pages that their owner changes while they are compressed: no overrun, no unreadable output, one version."""
+"""Pages that change while they are compressed give output of one version, without overrun."""
 
 from __future__ import annotations
 
@@ -91,6 +91,6 @@ def test_every_output_decodes_to_a_page_and_nothing_beside_it_is_touched(
                 back = DecompressBatch([bytes(output) for output in batch.outputs()])
                 engine.decompress(back)
                 assert not back.errors.any()
-                # One version was read, once: it is what the codec makes of the page that comes back.
+                # One version was read: compressing what comes back gives the same output.
                 assert [plain(bytes(page)) for page in back.pages] == batch.outputs()
         assert engine.worker_pids == workers

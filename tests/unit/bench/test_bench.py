@@ -312,7 +312,7 @@ def test_everybody_has_a_turn_in_each_round() -> None:
         assert sorted(name for at, name in turns if at == turn) == ["a", "b", "c"]
 
 
-def test_algorithms_are_read() -> None:
+def test_a_list_of_algorithms_with_levels_is_parsed() -> None:
     assert parse_algorithms("lz4, zstd:-1") == [Algorithm("lz4"), Algorithm("zstd", -1)]
     with pytest.raises(UnknownAlgorithm):
         parse_algorithms("lz4,,")

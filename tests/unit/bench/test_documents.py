@@ -26,7 +26,7 @@ def results(tmp_path: Path) -> Path:
     """The results that a few sections are made of."""
     folder = tmp_path / "results"
     (folder / "16-cores").mkdir(parents=True)
-    for name in ("usemem.json", "batchzip-swap.txt", "16-cores/paged-touches.json"):
+    for name in ("usemem.json", "batchzip-swap.txt", "16-cores/paged.json"):
         shutil.copy(BENCHMARKS / "results" / name, folder / name)
     return folder
 
@@ -70,3 +70,31 @@ def test_a_faulty_result_is_named(results: Path, tmp_path: Path) -> None:
     made = render("--results", results, "--to", tmp_path / "to")
     assert made.returncode != 0
     assert "usemem.json is not a benchmark result" in made.stderr
+
+
+PARSE = """
+import argparse, re
+from pathlib import Path
+import all, blocks
+
+for name, run in all.RUNS.items():
+    if run.script != "batchzip":
+        assert name.partition("-")[0] == run.script, f"{name} is rendered by another script"
+        parser = argparse.ArgumentParser()
+        blocks.script_of(name).add_options(parser)
+        for options in (run.full, run.short):
+            parser.parse_args(options.split())
+text = Path("RESULTS.md").read_text()
+sections = re.findall(r"cog section\\((.*?)\\) \\]", text)
+shown = {name for part in sections for name in re.findall(r'"([\\w/-]+)"', part.partition(", only")[0])}
+print(*sorted({name.removeprefix("16-cores/") for name in shown} - set(all.RUNS)))
+"""
+
+
+def test_everything_that_is_shown_can_be_measured_again() -> None:
+    command = [sys.executable, "-c", PARSE]
+    done = subprocess.run(
+        command, cwd=BENCHMARKS, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == [], "RESULTS.md shows results that all.py does not measure"

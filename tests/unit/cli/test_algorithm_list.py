@@ -1,4 +1,4 @@
-"""`batchzip algorithms` with plug-ins of every kind: usable, without defaults, broken, not installed."""
+"""`batchzip algorithms` with plug-ins: usable, without defaults, broken, and not installed."""
 
 from __future__ import annotations
 

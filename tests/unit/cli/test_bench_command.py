@@ -1,4 +1,4 @@
-"""`batchzip bench` with figures that are given instead of measured: what is measured, shown and told."""
+"""`batchzip bench` with given figures: what is measured, shown and told."""
 
 from __future__ import annotations
 

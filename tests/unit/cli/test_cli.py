@@ -310,7 +310,7 @@ def test_an_unreadable_file_is_one_clear_line(
     assert capfd.readouterr() == ("", f"batchzip: {file}: Permission denied\n")
 
 
-def test_help() -> None:
+def test_help_shows_examples_of_each_command() -> None:
     for arguments, example in (
         ([], "batchzip algorithms  "),
         (["swap"], "batchzip swap --pid 4711 --algorithm lz4"),

@@ -302,7 +302,7 @@ def bash(tmp_path: Path) -> Iterator[Bash]:
         ("batchzip completion z\t", "batchzip completion zsh "),
     ],
 )
-def test_bash_completes(bash: Bash, typed: str, completed: str) -> None:
+def test_bash_completes_commands_and_options(bash: Bash, typed: str, completed: str) -> None:
     bash.type(typed, completed)
 
 

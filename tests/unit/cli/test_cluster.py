@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -75,7 +76,7 @@ def test_a_scheduler_without_stores_is_told_as_such(
     scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scheduler.answer = None
-    monkeypatch.setattr(cluster.time, "monotonic", lambda: 77.0)
+    monkeypatch.setattr(time, "monotonic", lambda: 77.0)
     with Cluster("tcp://host:1") as found:
         assert found.survey() == Survey("tcp://host:1", 77.0, ())
 

@@ -1,4 +1,4 @@
-"""A round trip with stores whose answers and times are known: what is offered, timed and compared."""
+"""A round trip with stores of known answers and times: what is offered, timed and compared."""
 
 from __future__ import annotations
 

@@ -248,7 +248,7 @@ def test_values_and_the_file_are_told_where_there_are_any() -> None:
 def test_columns_are_left_out_in_order_of_their_worth(section: int, left_out: list[str]) -> None:
     columns = store_look(NOW, BEFORE).sections[section].columns
     ranks = [column.rank for column in columns]
-    gone = []
+    gone: list[int] = []
     for room in range(120, 0, -1):
         shown = fitting([10] * len(columns), ranks, room)
         gone += [at for at in range(len(columns)) if at not in {*shown, *gone}]

@@ -175,8 +175,7 @@ def test_other_zstd_tools_read_what_is_written(zstd: Engine) -> None:
 
 
 @pytest.mark.parametrize("what", HARMFUL)
-def test_a_zstd_source_that(zstd: Engine, what: str) -> None:
-    """… is refused as undecodable, alone and among others."""
+def test_a_harmful_zstd_source_is_refused_alone_and_among_others(zstd: Engine, what: str) -> None:
     with pytest.raises(PageError, match="Bad message"):
         zstd.decompress_page(HARMFUL[what])
     batch = DecompressBatch([ZSTD_WORD, HARMFUL[what], ZSTD_WORD])

@@ -1,4 +1,4 @@
-"""verify=True: a page that would not come back is -EIO, wherever it was compressed, and no other is."""
+"""With verify=True, a page that would not come back is -EIO wherever it was compressed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The core is built: what it was built from, what is compiled again, and what a build that cannot be says."""
+"""The core's build: what it was built from, what is compiled again, and what a failure says."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_the_stubs_say_what_the_modules_have(tmp_path: Path) -> None:
 
 
 class Checkout:
-    """A core of two small modules beside build.pyx: `area` names shape.pxd, `other` names nothing."""
+    """A core of two small modules beside build.pyx: `area` needs shape.pxd, `other` nothing."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -97,7 +97,7 @@ class Checkout:
         return {path.name.removesuffix(SUFFIX): path.stat().st_mtime_ns for path in files}
 
     def says(self, expression: str) -> str:
-        code = f"from batchzip.core import *; from batchzip.core import area, build; print({expression})"
+        code = f"from batchzip.core import area, build, other; print({expression})"
         command = [sys.executable, "-c", code]
         return subprocess.run(
             command, cwd=self.root, capture_output=True, text=True, check=True

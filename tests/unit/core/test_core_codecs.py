@@ -243,8 +243,7 @@ def test_noise_is_judged_alike(codec: Codec) -> None:
 
 @pytest.mark.parametrize("what", HARMFUL)
 @pytest.mark.parametrize("codec", [Zstd(), Zstd(1, dictionary())], ids=["plain", "dictionary"])
-def test_a_harmful_frame_is_judged_alike_that(codec: Codec, what: str) -> None:
-    """… does what its name says."""
+def test_core_and_python_codec_judge_a_harmful_frame_alike(codec: Codec, what: str) -> None:
     check_judged_alike(codec, 4096, [HARMFUL[what]])
 
 

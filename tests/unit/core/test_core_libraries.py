@@ -330,8 +330,9 @@ FAULTS: Mapping[str, tuple[str, str, str]] = {
 @pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("what", FAULTS)
-def test_a_library_that(what: str, tmp_path: Path) -> None:
-    """… is refused; the others are used."""
+def test_a_library_with_a_fault_is_refused_and_the_others_are_used(
+    what: str, tmp_path: Path
+) -> None:
     name, source, words = FAULTS[what]
     compile_library(source, plant(tmp_path, name), str(real(name).path))
     found = look(planted=tmp_path)

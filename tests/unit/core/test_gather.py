@@ -9,7 +9,9 @@ from batchzip.core.gather import load
 
 
 @pytest.mark.parametrize("size", [0, 1, 32, 4095, 4097])
-@pytest.mark.parametrize("page", [bytes(4096), bytes(range(256)) * 16], ids=["filled", "compressed"])
+@pytest.mark.parametrize(
+    "page", [bytes(4096), bytes(range(256)) * 16], ids=["filled", "compressed"]
+)
 def test_a_page_is_loaded_into_as_many_bytes_as_it_has(
     store: SwapStore, page: bytes, size: int
 ) -> None:

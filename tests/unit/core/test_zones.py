@@ -1,4 +1,4 @@
-"""Zones in the situations that a model does not meet: memory that runs out, forks, more zones than there were."""
+"""Zones in situations that the model does not meet: no memory, forks, and growing tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The probe: workers, by Dask's own commands, with another batchzip or none are named, and live on."""
+"""The probe names workers that have another batchzip or none, and they live on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clusters that talk TLS, by Dask's own commands: all of batchzip's parts work, and strangers stay out."""
+"""All parts of batchzip work in clusters that talk TLS, and strangers stay out."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ pytestmark = [
 
 
 def make_certificate(folder: Path) -> dict[str, str]:
-    """Make an authority and a certificate that it signs; return what of Dask's settings names them."""
+    """Make an authority and a certificate that it signs. Return Dask's settings for them."""
     folder.mkdir()
     curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
 

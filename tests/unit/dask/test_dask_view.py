@@ -1,4 +1,4 @@
-"""What is seen of sharded stores: `batchzip top --dask`, the page of Dask's dashboard, and Prometheus."""
+"""Sharded stores in `batchzip top --dask`, on the page of Dask's dashboard and in Prometheus."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_top_names_a_scheduler_that_is_none(capfd: pytest.CaptureFixture[str]) -
 
 @pytest.fixture(autouse=True)
 def leaves_nothing_behind() -> Iterator[None]:
-    """As everywhere, but for sockets: a client opens them as it needs them, and closes them at its end."""
+    """Check for leaks, sockets aside: a client opens and closes them as it needs them."""
     with LeakCheck(ignore="socket:"):
         yield
 

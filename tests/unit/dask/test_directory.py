@@ -1,4 +1,4 @@
-"""Directory: who holds a stripe while shards come and go, and what is lost with them; without a cluster."""
+"""Directory: who holds a stripe while shards come and go, and what is lost, without a cluster."""
 
 from __future__ import annotations
 
@@ -63,6 +63,7 @@ def test_with_two_copies_one_lost_shard_loses_nothing_at_any_moment(seed: int) -
             while await move(store, 1000):
                 pass
             assert not store.is_moving()
+            assert store.discards.keys() <= store.shards.keys(), "nobody asks for others"
             for number, stripe in store.stripes.items():
                 owners = {owner.name for owner in store.members.owners(number)}
                 assert set(stripe.holders) == owners
@@ -96,3 +97,21 @@ def test_what_only_the_lost_one_had_is_lost_and_nothing_else() -> None:
     seen = store.as_seen_by_client(0)
     assert seen["lost"] == [["tcp://a", "the test says so", sorted(had)]]
     assert set(store.as_seen_by_shard("b")["holds"]) == set(store.stripes)
+
+
+def test_a_store_begins_with_nothing_moved_lost_or_forgotten() -> None:
+    store = StripeMap("store", {"replicas": 1}, None, 4096, 0)
+    assert (store.moved_pages, store.members.epoch, store.members.members) == (0, 0, ())
+    assert store.members.owners(0) == ()
+    store.shards["a"] = ShardLease("tcp://a", 0.0)
+    store.advance()
+    store.stripes[0] = StripeHolders(("a",), {"me"})
+    assert store.holds("a")
+    assert not store.is_moving()
+    store.lose("nobody", "the test says so")
+    assert store.epoch == 1
+    store.lose("a", "the test says so")
+    assert (store.epoch, store.lost[0].forgotten, store.lost[0].clients) == (2, 0, {"me"})
+    assert store.members.members == ()
+    seen = store.as_seen_by_client(0)
+    assert (seen["epoch"], seen["page_size"], seen["replicas"]) == (2, 4096, 1)

@@ -126,7 +126,22 @@ def test_calls_from_a_thread_do_what_their_twins_for_asyncio_do(cluster: Cluster
             store.load_many([100, -7, -8])
         with pytest.raises(PageNotStored, match="5"):
             store.load_many([100, 5])
-    for use in (lambda: store.load(6), lambda: len(store), lambda: pickle.dumps(store)):
+    uses: list[Callable[[], Any]] = [
+        lambda: store.page_size,
+        lambda: store.store(0, PAGES),
+        lambda: store.load(6),
+        lambda: store.load_many([6]),
+        lambda: store.load_many([]),
+        lambda: store.invalidate(6),
+        lambda: 6 in store,
+        lambda: len(store),
+        lambda: store.counters,
+        lambda: store.shards,
+        store.recover,
+        store.rebalance,
+        lambda: pickle.dumps(store),
+    ]
+    for use in uses:
         with pytest.raises(ClosedError):
             use()
     assert cluster.stores == 0
@@ -174,8 +189,19 @@ def test_twins_for_asyncio_may_be_awaited_in_any_event_loop(
                 worker.deaf_to.clear()
             assert not await store.acontains(0), "the work has ended in the other event loop, too"
         await store.aclose()
-        with pytest.raises(ClosedError):
-            await store.aload(1)
+        for late in (
+            store.astore(0, PAGES),
+            store.aload(1),
+            store.aload_many([1]),
+            store.ainvalidate(1),
+            store.acontains(1),
+            store.alen(),
+            store.ashards(),
+            store.arecover(),
+            store.arebalance(),
+        ):
+            with pytest.raises(ClosedError):
+                await late
 
     asyncio.run(run())
     assert cluster.stores == 0

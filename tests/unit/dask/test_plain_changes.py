@@ -9,9 +9,11 @@ import pytest
 from distributed.core import Status
 from support.cluster.plain import PlainClient, PlainCluster, on_a_cluster, until
 
-from batchzip import BackendUnavailable, ClusterLost
+from batchzip import BackendUnavailable, BadArgument, BatchzipError, ClusterLost
 from batchzip.dask import ShardedStore, directory, service
+from batchzip.dask.probe import acheck_scheduler, acheck_workers, check_scheduler, check_workers
 from batchzip.dask.record import STRIPE
+from batchzip.dask.wire import SHARD, failed
 from batchzip.testing.plain import make_pages
 
 if TYPE_CHECKING:
@@ -107,10 +109,13 @@ async def test_a_worker_that_refuses_a_shard_is_named_and_the_others_close_their
 
 
 @on_a_cluster(2)
-async def test_a_worker_that_just_died_is_no_reason_against_a_store(cluster: PlainCluster) -> None:
+async def test_a_worker_that_just_died_is_no_reason_against_a_store(
+    cluster: PlainCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(directory, "_GONE_S", 0.3)
     gone = cluster.workers["plain://1"]
     cluster.end(gone)
-    asyncio.get_running_loop().call_later(0.005, cluster.workers.pop, gone.address)
+    asyncio.get_running_loop().call_later(0.1, cluster.workers.pop, gone.address)
     async with await make_store(cluster) as store:
         assert [shard.worker for shard in await store.ashards()] == ["plain://0"]
     other = cluster.add(2)
@@ -141,10 +146,23 @@ async def test_a_worker_that_refused_is_asked_again_when_it_is_wanted(
         await until(lambda: len(state(cluster).shards) == 2)
 
 
+@on_a_cluster(1)
+async def test_why_a_worker_could_not_have_a_shard_is_told(cluster: PlainCluster) -> None:
+    async def refuse(**_: Any) -> Any:
+        return failed(BatchzipError("there is no memory"))
+
+    async with await make_store(cluster) as store:
+        cluster.add(1).handlers[SHARD] = refuse
+        with pytest.raises(BatchzipError, match="there is no memory"):
+            await store.arebalance()
+        assert [shard.worker for shard in await store.ashards()] == ["plain://0"]
+
+
 @on_a_cluster(2)
 async def test_a_shard_that_answers_is_not_given_up_whatever_is_reported(
-    cluster: PlainCluster,
+    cluster: PlainCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(directory, "_PING_S", 0.1)
     async with await make_store(cluster):
         known = state(cluster)
         first, second = known.shards
@@ -267,3 +285,68 @@ async def test_a_store_is_asked_for_twice_and_made_once(cluster: PlainCluster) -
         assert len(known.clients) == 1
         assert not known.ended
         assert (await store.ashards())[0].worker == "plain://0"
+
+
+@on_a_cluster(2)
+async def test_pages_are_named_although_news_of_their_recovery_came_first(
+    cluster: PlainCluster,
+) -> None:
+    async with await make_store(cluster) as store:
+        gone = cluster.workers["plain://1"]
+        owners = store._session._members.owners
+        stripe = next(at for at in range(99) if owners(at)[0].address == gone.address)
+        lost = range(stripe * STRIPE + 3, stripe * STRIPE + 8)
+        await store.astore(lost.start, PAGES[:5])
+        cluster.lose(gone)
+        await store.ashards()
+        cluster.late["recover"] = asyncio.Event()
+        recovering = asyncio.ensure_future(store.arecover())
+        await until(lambda: not state(cluster).lost)
+        await store.ashards()
+        assert not store._session._lost
+        cluster.late["recover"].set()
+        assert await recovering == [lost]
+
+
+@on_a_cluster(3)
+async def test_workers_are_checked_by_any_client(cluster: PlainCluster) -> None:
+    one, two, three = cluster.workers.values()
+    client = PlainClient(cluster)
+    await acheck_workers(client)
+    await acheck_scheduler(client)
+    assert [worker.asked.count("run") for worker in (one, two, three)] == [1, 1, 1]
+    await acheck_workers(client, [two.address])
+    assert [worker.asked.count("run") for worker in (one, two, three)] == [1, 2, 1]
+    one.lacks = "it is not here"
+    await acheck_workers(client, [two.address])
+    with pytest.raises(BackendUnavailable, match=r"plain://0 .named worker-0.: .*it is not here"):
+        await acheck_workers(client)
+    with pytest.raises(BackendUnavailable, match="tcp://9: the scheduler knows no such worker"):
+        await acheck_workers(client, ["tcp://9"])
+    one.lacks = ""
+    two.deaf_to.add("run")
+    await acheck_workers(client, timeout_s=0.05, must_answer=False)
+    with pytest.raises(BackendUnavailable, match=r"plain://1.*no answer in 0\.05 s"):
+        await acheck_workers(client, timeout_s=0.05)
+    for check in (check_workers, check_scheduler):
+        with pytest.raises(BadArgument, match="an asynchronous Client cannot be used here"):
+            check(client)
+    waiting = PlainClient(cluster, asynchronous=False)
+    await asyncio.to_thread(check_scheduler, waiting)
+    await asyncio.to_thread(check_workers, waiting, [one.address])
+    await asyncio.to_thread(check_workers, waiting, None, 0.05, must_answer=False)
+    with pytest.raises(BackendUnavailable, match="plain://1"):
+        await asyncio.to_thread(check_workers, waiting, None, 0.05)
+    cluster.deaf_to.add("identity")
+    with pytest.raises(
+        ClusterLost, match=r"plain://scheduler does not answer .no answer in 0\.05 s"
+    ):
+        await acheck_workers(client, timeout_s=0.05)
+    cluster.is_gone = True
+    with pytest.raises(ClusterLost, match=r"does not answer .OSError: plain://scheduler is gone"):
+        await acheck_scheduler(client)
+    client.status = "closed"
+    with pytest.raises(ClusterLost, match=r"not connected to a Dask scheduler .it is closed"):
+        await acheck_workers(client)
+    with pytest.raises(BadArgument, match="client"):
+        await acheck_workers("tcp://1")  # type: ignore[arg-type] # that is the question

@@ -169,6 +169,13 @@ def shard_with(**figures: Any) -> ShardFigures:
     return ShardFigures(**{**{name: getattr(SHARD, name) for name in names}, **figures})
 
 
+def test_a_shard_without_figures_has_none() -> None:
+    silent = ShardFigures("tcp://1", "one", "no answer")
+    figures = {name: getattr(silent, name) for name in ShardFigures.__slots__[3:]}
+    assert figures.pop("pool_limit_bytes") is None
+    assert set(figures.values()) == {0}
+
+
 def test_a_rate_is_of_the_same_process_and_counts_per_second() -> None:
     def at(taken_s: float, shard: ShardFigures, store: str = "pages") -> Survey:
         stores = (StoreFigures(store, 4096, 2, 5, 1, 0, (shard,)),)
@@ -228,6 +235,8 @@ def test_the_page_says_what_is_lost_and_who_is_silent() -> None:
     )
     assert "<td>tcp://1</td><td>11</td><td>100</td><td>4.0 KiB</td>" in text
     assert "no sharded store" not in text
+    assert "<a href='batchzip.json'>JSON</a>" in text
+    assert text.endswith("</body></html>")
     empty = page(Survey("tcp://0", 1.0, ()))
     assert "This cluster has no sharded store at the moment" in empty
     assert "<table>" not in empty

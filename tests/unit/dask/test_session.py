@@ -1,4 +1,4 @@
-"""Session: what a client makes of an answer that comes while it asks the directory; without a cluster."""
+"""Session: answers that come while a client asks the directory, without a cluster."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""Shard: what one shard does with requests that come late, twice, or at another epoch; without a cluster."""
+"""Shard: requests that come late, twice or at another epoch, without a cluster."""
 
 from __future__ import annotations
 
 import asyncio
 import math
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from batchzip import BatchzipError, PageNotStored, StoreRejected
+from batchzip import BatchzipError, ClosedError, CorruptPage, PageNotStored, StoreRejected
 from batchzip.dask.record import STRIPE
 from batchzip.dask.shard import Shard
 from batchzip.dask.wire import Stale, error_of
@@ -271,5 +272,158 @@ def test_a_directory_that_does_not_answer_is_told_again_and_nothing_is_pulled_tw
             service.deaf = False
             assert await get(shard, 1, 2) == pages[1].tobytes()
             assert [method for _, method, _ in service.asked].count("give") == 1
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("how", ["take", "put_copy"])
+@pytest.mark.parametrize("holds", [False, True])
+def test_pages_that_came_too_late_are_dropped_unless_they_count(how: str, holds: bool) -> None:
+    """Another shard owns their stripe since. A shard that is known to hold it keeps it."""
+    pages = make_pages(2)
+    busy = threading.Event()
+
+    async def run() -> None:
+        async with opened() as (shard, service):
+            shard.learn(state(2, [ONE, OTHER], [], 2))
+            stripe = next(s for s in range(99) if shard.members.owners(s)[0].name == "other")
+            first = stripe * STRIPE
+            service.threads.submit(busy.wait, 60)
+            if how == "take":
+                indices = np.array([first, first + 1], np.int64).tobytes()
+                coming = shard.take(2, stripe, indices, pages, [])
+            else:
+                coming = shard.put_copy(2, "me", [(0, [(first, 2)])], pages)
+            task = asyncio.ensure_future(coming)
+            for _ in range(10):
+                await asyncio.sleep(0)
+            shard.learn(state(3, [OTHER], [stripe] if holds else []))
+            busy.set()
+            assert (await task)["status"] == "OK"
+            async with shard._locked([stripe]):
+                pass
+            assert len(shard.pages) == (2 if holds else 0)
+            assert shard._record.mask(stripe) == (3 if holds else 0)
+
+    asyncio.run(run())
+
+
+def test_pages_that_are_still_elsewhere_are_brought_before_they_are_answered() -> None:
+    pages = make_pages(20)
+
+    async def run() -> None:
+        async with opened() as (shard, service):
+            first = 7 * STRIPE
+            service.answers["give"] = {
+                "indices": np.arange(first, first + 20, dtype=np.int64).tobytes(),
+                "pages": pages,
+                "corrupt": [first + 30],
+            }
+            shard.learn(state(2, [ONE], [], pulls=[[7, [OTHER]]]))
+            wanted = np.array([3, *range(first, first + 20), first + 30], np.int64)
+            answer = await shard.get(2, wanted.tobytes())
+            errors = {at: error_of({"error": error}) for at, error in answer["errors"]}
+            assert {at: type(error) for at, error in errors.items()} == {
+                0: PageNotStored,
+                21: CorruptPage,
+            }
+            np.testing.assert_array_equal(answer["pages"].data, pages)
+            assert (await shard.has(2, first))["has"]
+            assert (await shard.has(2, first + 30))["has"], "it is there, although it is damaged"
+            assert not (await shard.has(2, 3))["has"]
+            assert await put(shard, 0, first + 30, pages[:1], 2) is None
+            assert await get(shard, first + 30, 2) == pages[0].tobytes()
+            status = await shard.status(2)
+            assert (status["pages"], status["moving"], status["page_loads"]) == (21, 0, 21)
+            pulled = [what for method, what in service.told if method == "pulled"]
+            assert [(what["stripe"], what["pages"], what["epoch"]) for what in pulled] == [
+                (7, 20, 2)
+            ]
+
+    asyncio.run(run())
+
+
+def test_an_owner_that_lacks_a_stripe_has_it_before_anything_is_stored_there() -> None:
+    pages = make_pages(3)
+
+    async def run() -> None:
+        async with opened() as (shard, service):
+            both = [ONE, OTHER]
+            shard.learn(state(2, both, [], 2))
+            stripe = next(s for s in range(99) if shard.members.owners(s)[0].name == "one")
+            first = stripe * STRIPE
+            service.answers["put_copy"] = {"errors": [None]}
+            await put(shard, 0, first, pages[:2], 2)
+            service.asked.clear()
+            third = ["third", "tcp://3"]
+            shard.learn(state(3, both, [stripe], 2, pushes=[[stripe, [third]]]))
+            assert await put(shard, 1, first + 5, pages[2:], 3) is None
+            assert [(name, method) for name, method, _ in service.asked] == [
+                ("third", "take"),
+                ("other", "put_copy"),
+            ]
+            taken = service.asked[0][2]
+            np.testing.assert_array_equal(taken["pages"].data, pages[:2])
+            assert np.frombuffer(taken["indices"], np.int64).tolist() == [first, first + 1]
+            assert (taken["epoch"], taken["stripe"], taken["corrupt"]) == (3, stripe, [])
+            synced = [what for method, what in service.told if method == "synced"]
+            assert [(what["other"], what["pages"]) for what in synced] == [("third", 2)]
+            assert (await shard.status(None))["moving"] == 0
+            service.asked.clear()
+            assert (await shard.undo(3, "me", [1], [(first, 10)]))["pages"] == 3
+            ((name, method, what),) = service.asked
+            assert (name, method, what["numbers"]) == ("other", "undo_copy", [1])
+            assert what["runs"] == [(first, 10)]
+
+    asyncio.run(run())
+
+
+def test_a_copy_is_stored_and_forgotten_as_its_primary_says() -> None:
+    pages = make_pages(2)
+
+    async def run() -> None:
+        async with opened() as (shard, _):
+            for _ in range(2):
+                answer = await shard.put_copy(1, "me", [(0, [(5, 2)])], pages)
+                assert answer == {"status": "OK", "errors": [None]}
+            assert len(shard.pages) == 2
+            given = await shard.give(1, 0)
+            assert np.frombuffer(given["indices"], np.int64).tolist() == [5, 6]
+            np.testing.assert_array_equal(given["pages"].data, pages)
+            assert await shard.undo_copy(1, "me", [0, 1], [(0, 100)]) == {"status": "OK"}
+            assert len(shard.pages) == 0
+            late = await shard.put_copy(1, "me", [(1, [(5, 1)])], pages[:1])
+            assert "undone" in str(error_of({"error": late["errors"][0]}))
+            assert len(shard.pages) == 0
+            for ask in (
+                shard.put_copy(2, "me", [], pages[:0]),
+                shard.undo_copy(2, "me", [], []),
+                shard.give(2, 0),
+                shard.take(2, 0, b"", pages[:0], []),
+                shard.has(2, 0),
+            ):
+                with pytest.raises(Stale):
+                    await ask
+            assert await shard.ping() == {"status": "OK"}
+            shard.close()
+            with pytest.raises(ClosedError):
+                shard._engine.compress_page(bytes(PAGE))
+            with pytest.raises(Stale):
+                await get(shard, 0)
+
+    asyncio.run(run())
+
+
+def test_pages_that_move_have_room_beyond_the_limit_and_later_ones_have_not() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (STRIPE, PAGE), np.uint8)
+
+    async def run() -> None:
+        async with opened(max_pool_bytes=1 << 16) as (shard, _):
+            indices = np.arange(STRIPE, dtype=np.int64).tobytes()
+            await shard.take(1, 0, indices, noise, [])
+            assert len(shard.pages) == STRIPE
+            assert await get(shard, 100) == noise[100].tobytes()
+            assert shard.pages.max_pool_bytes == 1 << 16
+            assert isinstance(await put(shard, 0, 5 * STRIPE, noise[:1]), StoreRejected)
 
     asyncio.run(run())

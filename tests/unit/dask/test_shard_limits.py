@@ -1,4 +1,4 @@
-"""Limits of a shard: whatever is stored, its worker goes on; what has no room spills, or is refused."""
+"""Limits of a shard: its worker goes on; what has no room is spilled or refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sharded store that is awaited in one event loop, while its client's own loop ends; without a cluster."""
+"""A sharded store is awaited in one event loop while its client's loop ends, without a cluster."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from batchzip.dask import ShardedStore
 
 
 class Client:
-    """A client that was closed just when something was to be done in its loop: nothing is done there."""
+    """A client that was closed just before something was to be done in its loop."""
 
     def __init__(self) -> None:
         self.status = "running"

@@ -1,4 +1,4 @@
-"""asyncio: thousands of calls at once, the loop free, no thread per call, and cancelled means whole or not at all."""
+"""asyncio: thousands of calls at once leave the loop free, and cancelling is all or nothing."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ KEEPERS: dict[str, Callable[[SwapStore, Any], Any]] = {
 
 @pytest.mark.parametrize("call", KEEPERS)
 def test_pages_go_with_the_last_reference_and_need_no_collection(call: str) -> None:
-    """cpython#80111, cpython#74028: an exception, its frames and its future kept each other, and the data."""
+    """cpython#80111, cpython#74028: an exception, its frames and its future kept the data alive."""
     with (
         Engine("lz4", backend="threads", workers=1) as engine,
         SwapStore(engine, keep_incompressible=False) as store,

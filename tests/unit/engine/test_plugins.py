@@ -1,4 +1,4 @@
-"""Codecs and backends of others: the example packages, installed, found by name, held to the contract."""
+"""Codecs and backends of others are found by name, and the example packages fulfil the contract."""
 
 from __future__ import annotations
 
@@ -69,7 +69,10 @@ def test_they_are_found_by_their_entry_points(installed: Path) -> None:
 def test_they_work_together_in_a_store(installed: Path) -> None:
     script = """
 import batchzip
-with batchzip.Engine("zlib", backend="thread", level=1) as engine, batchzip.SwapStore(engine) as store:
+with (
+    batchzip.Engine("zlib", backend="thread", level=1) as engine,
+    batchzip.SwapStore(engine) as store,
+):
     pages = [bytes([n]) * 2048 + bytes(range(256)) * 8 for n in range(100)]
     store.store(0, pages)
     assert [store.load(n) for n in range(100)] == pages

@@ -1,4 +1,4 @@
-"""A decompressed batch is handed out largest sources first; whatever the order, results are the same."""
+"""Lanes get the largest sources of a decompressed batch first, and results are the same."""
 
 from __future__ import annotations
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from support.store_pages import noise, text
 
@@ -243,9 +245,10 @@ def test_invariants_notice_indices_that_no_value_has(store: SwapStore) -> None:
 
 def test_a_value_in_several_parts_where_one_is_expected_is_unreadable() -> None:
     for name in ("json", "msgpack"):
-        parts = [memoryview(b"1"), memoryview(b"2")]
-        with pytest.raises(UnreadableValue, match=f"a value in {name} has one part, not 2"):
-            packer_of(name, 4096).unpack(parts)
+        for count in (0, 2):
+            parts = [memoryview(b"1")] * count
+            with pytest.raises(UnreadableValue, match=f"in {name} has one part, not {count}"):
+                packer_of(name, 4096).unpack(parts)
 
 
 def test_a_result_of_dumps_that_is_no_buffer_is_refused(store: SwapStore) -> None:
@@ -260,3 +263,27 @@ def test_a_result_of_dumps_that_is_no_buffer_is_refused(store: SwapStore) -> Non
         with pytest.raises(NotStorable, match="the result of dumps"):
             mapping["key"] = 1
         assert "key" not in mapping
+
+
+class Gaps:
+    """What hands over a buffer with gaps, which no pickle has."""
+
+    def __reduce_ex__(self, _: object) -> tuple[object, ...]:
+        return bytes, (pickle.PickleBuffer(memoryview(bytes(2 * MOST))[::2]),)
+
+
+def test_a_buffer_with_gaps_cannot_be_pickled_and_is_refused(store: SwapStore) -> None:
+    with CompressedMapping(store, serializer="pickle") as mapping:
+        with pytest.raises(NotStorable, match="the value, of Gaps, cannot be pickled"):
+            mapping["key"] = Gaps()
+        assert not mapping
+
+
+def test_a_table_that_arrow_cannot_write_is_refused(store: SwapStore) -> None:
+    value: Any = 1
+    for _ in range(100):
+        value = [value]
+    with CompressedMapping(store, serializer="arrow") as mapping:
+        with pytest.raises(NotStorable, match="Arrow cannot write the value"):
+            mapping["key"] = pa.table({"deep": [value]})
+        assert not mapping

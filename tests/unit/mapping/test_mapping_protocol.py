@@ -1,7 +1,7 @@
 """The mapping tests of the standard library, and zict's, hold for a CompressedMapping.
 
-Of the former all that is for mappings in general, and what goes beyond that where keys are strings; a dict's
-own copy() and fromkeys() are not there. Distributions that come without the package `test` skip these.
+Of the standard library's, all for mappings in general run, and those for string keys. A dict's
+copy() and fromkeys() do not exist here. Pythons without the package `test` skip these.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whoever reads a mapping gets a value, or the error that its key has, whatever happens meanwhile."""
+"""A reader of a mapping gets a value, or the error of its key, whatever happens meanwhile."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_a_damaged_value_is_said_whatever_its_key_looks_like(mapping: Compressed
 
 @pytest.mark.parametrize("view", ["items", "values"])
 def test_a_key_that_goes_meanwhile_is_left_out(mapping: CompressedMapping, view: str) -> None:
-    """filesystem_spec#893, stucchio/Python-LRU-cache#9: KeyError, as another thread deleted a key."""
+    """filesystem_spec#893, stucchio/Python-LRU-cache#9: a key deleted meanwhile was a KeyError."""
     mapping.update({number: b"%d" % number for number in range(5)})
     found = iter(getattr(mapping, view)())
     next(found)

@@ -1,4 +1,4 @@
-"""A CompressedMapping can be used in the middle of its own calls: by keys, serializers, finalizers, signals.
+"""Keys, serializers, finalizers and signals can use a CompressedMapping within its own calls.
 
 No call hangs, and none sees another one half done.
 """

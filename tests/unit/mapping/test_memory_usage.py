@@ -47,7 +47,7 @@ def test_keys_and_values_add_their_bytes() -> None:
     assert dict_bytes(1000, 10_000, 1_000_000) == pytest.approx(real, abs=16 * 1000)
 
 
-def test_nothing_takes_nothing(engine: Engine) -> None:
+def test_an_empty_mapping_has_no_memory_for_values(engine: Engine) -> None:
     with SwapStore(engine) as store, CompressedMapping(store) as mapping:
         usage = mapping.memory_usage()
         assert (usage.values, usage.dictionaries) == (0, 0)

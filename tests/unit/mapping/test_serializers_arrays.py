@@ -72,7 +72,7 @@ def test_parts_of_arrays_come_back(data: st.DataObject) -> None:
 @pytest.mark.slow
 @given(data=st.data())
 @settings(max_examples=60)
-def test_scalars_come_back(data: st.DataObject) -> None:
+def test_numpy_scalars_come_back(data: st.DataObject) -> None:
     kinds = hnp.scalar_dtypes().filter(lambda dtype: dtype.isnative)
     value = data.draw(hnp.arrays(data.draw(kinds), ()))[()]
     assert_same(back(PACKER, value), value)

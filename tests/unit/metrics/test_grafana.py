@@ -1,4 +1,4 @@
-"""The Grafana dashboard: it asks for figures that there are, by labels they have, and Grafana can lay it out."""
+"""The Grafana dashboard asks for existing figures and labels, and Grafana can lay it out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""batchzip's codecs do what numcodecs and Zarr want of a codec, and believe no chunk what it says of itself."""
+"""batchzip's codecs do what numcodecs and Zarr expect, and check what a chunk says of itself."""
 
 from __future__ import annotations
 
@@ -74,7 +74,13 @@ def test_numcodecs_finds_the_codec_by_its_name_alone(tmp_path: Path) -> None:
     (installed / "entry_points.txt").write_text(
         "[numcodecs.codecs]\n" + "".join(f"{name} = {value}\n" for name, value in points.items())
     )
-    source = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import numcodecs; c = numcodecs.get_codec(dict(id='batchzip', algorithm='lz4')); print(c.decode(c.encode(b'a page')))"
+    source = f"""
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
+import numcodecs
+codec = numcodecs.get_codec(dict(id="batchzip", algorithm="lz4"))
+print(codec.decode(codec.encode(b"a page")))
+"""
     out = subprocess.run([sys.executable, "-c", source], capture_output=True, check=True)
     assert out.stdout == b"bytearray(b'a page')\n"
 

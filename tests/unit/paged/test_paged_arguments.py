@@ -104,7 +104,7 @@ def test_sizes_and_budgets_are_rounded_up_to_pages() -> None:
 @pytest.mark.parametrize(
     "codec", [{}, {"algorithm": "zstd", "level": 1}, {"algorithm": "lz4hc"}, {"shuffle": 8}]
 )
-def test_codecs_and_page_sizes(page_size: int, codec: dict[str, Any]) -> None:
+def test_every_codec_and_page_size_works(page_size: int, codec: dict[str, Any]) -> None:
     with PagedMemory(64 * page_size, 4 * page_size, page_size=page_size, **codec) as memory:
         array = memory.array(64 * page_size // 8, "i8")
         array[:] = np.arange(len(array))

@@ -1,4 +1,4 @@
-"""Arrays of PagedMemory are as NumPy's; with numpy_allocations, NumPy makes its large ones there."""
+"""PagedMemory's arrays are NumPy's; with numpy_allocations, NumPy makes large ones there."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_an_array_that_does_not_fit_says_how_much_is_free(memory: PagedMemory) -
 
 @needs_faults
 @pytest.mark.parametrize("dtype", ["O", [("a", "i4"), ("b", "O")]])
-def test_objects_are_refused(memory: PagedMemory, dtype: Any) -> None:
+def test_arrays_of_objects_are_refused(memory: PagedMemory, dtype: Any) -> None:
     with pytest.raises(NotStorable, match="Python objects") as error:
         memory.array(10, dtype)
     assert isinstance(error.value, TypeError)

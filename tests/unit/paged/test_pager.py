@@ -62,7 +62,9 @@ def test_what_is_evicted_comes_back(kind: str, page_size: int) -> None:
     ],
     ids=str,
 )
-def test_with_every_native_codec(algorithm: str, parameters: dict[str, Any]) -> None:
+def test_evicted_pages_come_back_with_every_native_codec(
+    algorithm: str, parameters: dict[str, Any]
+) -> None:
     with opened(algorithm, parameters=parameters, pages=200, budget=20) as region:
         data = mixed(180)
         array = filled(region, data)

@@ -79,7 +79,7 @@ def test_a_region_can_be_made_in_a_forked_child(region: Region) -> None:
 
 
 @pytest.mark.slow
-def test_forks_beside_faults(region: Region) -> None:
+def test_forks_beside_faults_see_right_pages(region: Region) -> None:
     data = noisy(200)
     array = filled(region, data)
     over = threading.Event()

@@ -195,7 +195,7 @@ def test_pinned_pages_stay_and_others_go(region: Region) -> None:
     assert region.figures["resident_pages"] == 0
 
 
-def test_pins_are_counted(region: Region) -> None:
+def test_nested_pins_are_counted(region: Region) -> None:
     array = filled(region, noisy(10))
     pages = region.pages_of(array)
     region.pager.pin(*pages)

@@ -1,4 +1,4 @@
-"""The pages of a process whose memory is known to the byte, because files stand in for /proc/PID."""
+"""The pages of a process whose memory is known, because files stand in for /proc/PID."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A bit flipped anywhere in what is stored is never given back as a page: a sweep over many positions."""
+"""A page with a flipped bit is never given back: a sweep over many positions."""
 
 import pytest
 from support.bit_flips import KINDS, sweep, sweep_around

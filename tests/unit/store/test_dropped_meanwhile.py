@@ -1,4 +1,4 @@
-"""A group that is dropped while something is done to all groups is left alone; the others are not."""
+"""A group that is dropped while something is done to all groups is skipped; the others are not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A store whose engine changes: what is stored stays what it is, whoever made it, and wherever it lies."""
+"""What is stored stays as it is when a store's engine changes, wherever it lies."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack

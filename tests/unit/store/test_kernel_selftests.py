@@ -1,4 +1,4 @@
-"""Tests the kernel has, said again for batchzip; those of zswap itself are in test_store.py and test_writeback.py."""
+"""The kernel's selftests for batchzip; zswap's own are in test_store.py and test_writeback.py."""
 
 import random
 import threading

@@ -1,4 +1,4 @@
-"""Order of use: the coldest pages are written back first; idle is told from time, and never too early."""
+"""The coldest pages are written back first, and a page never counts as idle too early."""
 
 import random
 from collections.abc import Iterator

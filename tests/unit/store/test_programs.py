@@ -106,7 +106,8 @@ def use(call):
 
 for call in (
     lambda: store.store(0, pages), lambda: store.load_many(range(100)), lambda: store.writeback(10),
-    lambda: mapping.__setitem__("a", pages[1]), lambda: mapping["a"], lambda: view.load_many(range(100)),
+    lambda: mapping.__setitem__("a", pages[1]), lambda: mapping["a"],
+    lambda: view.load_many(range(100)),
     lambda: view.counters, lambda: engine.submit(batchzip.CompressBatch(pages)).wait(5),
 ):
     threading.Thread(target=use, args=(call,), daemon=True).start()

@@ -1,4 +1,4 @@
-"""SwapStore: folios all or nothing, pages back byte for byte, every refusal counted by its cause."""
+"""SwapStore stores folios all or nothing, restores every byte, and counts refusals by cause."""
 
 import dataclasses
 import random

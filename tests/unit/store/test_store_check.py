@@ -1,4 +1,4 @@
-"""store.check(): every stored byte looked at; what is damaged is named, and nothing else suffers."""
+"""store.check() looks at every stored byte and names what is damaged; nothing else suffers."""
 
 import errno
 import threading

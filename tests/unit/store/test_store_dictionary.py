@@ -1,4 +1,4 @@
-"""store.train_dictionary: what a store's own pages have in common, for the engine that takes over."""
+"""store.train_dictionary learns from the store's pages for the engine that takes over."""
 
 import json
 import random

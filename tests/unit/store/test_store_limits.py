@@ -1,4 +1,4 @@
-"""The limit of a store: what is refused, what is kept, and when it is open again; and memory that is not there."""
+"""The limit of a store, and memory that runs out: what is refused and what is kept."""
 
 import itertools
 import random

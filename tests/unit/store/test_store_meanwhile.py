@@ -208,7 +208,7 @@ def test_numpy_may_be_told_to_raise(tmp_path: Path) -> None:
 
 
 def test_figures_are_there_while_groups_come_and_go(store: SwapStore) -> None:
-    """cuda-python#1912, wiredtiger#1587: sizes that were counted while others changed fell below 0."""
+    """cuda-python#1912, wiredtiger#1587: sizes that were counted during changes fell below 0."""
     ends = threading.Event()
     pages = [text(number) for number in range(10)]
 
@@ -238,7 +238,7 @@ def test_figures_are_there_while_groups_come_and_go(store: SwapStore) -> None:
 
 
 class _ServedByThread:
-    """A file whose calls are all done by a thread of its own, which collects garbage now and then."""
+    """A file whose calls are done by its own thread, which collects garbage now and then."""
 
     def __init__(self) -> None:
         self.file = FaultyFile()
@@ -279,7 +279,7 @@ class _ServedByThread:
 
 @pytest.mark.slow
 def test_a_thread_that_serves_the_file_may_drop_what_lies_in_it(engine: Engine) -> None:
-    """h5py#2019, h5py#77: the thread that was waited for collected garbage that waited for its waiter."""
+    """h5py#2019, h5py#77: a thread collected garbage whose finalizer waited for its waiter."""
     file = _ServedByThread()
     try:
         with SwapStore(engine, backing=file, max_pool_bytes=50_000) as store:
@@ -310,7 +310,7 @@ def test_a_thread_that_serves_the_file_may_drop_what_lies_in_it(engine: Engine) 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["threads", "workers"])
 def test_the_engine_works_after_the_main_program_and_in_the_last_handlers(backend: str) -> None:
-    """cpython#148280, more-executors#144: "cannot schedule new futures after interpreter shutdown"."""
+    """cpython#148280, more-executors#144: "cannot schedule new futures after … shutdown"."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", _AFTER_THE_END, backend],
         capture_output=True,

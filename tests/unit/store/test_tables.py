@@ -19,7 +19,7 @@ from batchzip.store.arguments import MAX_INDEX, as_range
 
 
 def look_at_word(owner: int, fd: int, row: int, out: Connection) -> None:
-    """Look at the second word of a table's row until something comes; send all that was seen there."""
+    """Read the second word of a table's row until it changes. Send all values that were seen."""
     at = (4096 + (8 << 20)) // 8 + 2 * row + 1
     seen: set[int] = set()
     with Path(f"/proc/{owner}/fd/{fd}").open("rb") as file:

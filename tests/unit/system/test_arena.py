@@ -1,4 +1,4 @@
-"""Arena: arrays that workers share are arrays as any other, are used in place, and are never mixed up."""
+"""Arrays of the arena are ordinary arrays, are used in place by workers, and are never mixed up."""
 
 from __future__ import annotations
 

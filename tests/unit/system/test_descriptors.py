@@ -1,4 +1,4 @@
-"""Descriptors of batchzip's are never standard ones, go with what has them, and are closed once, if at all."""
+"""batchzip's descriptors are never standard ones, go with their owners, and are closed once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ for fd in {closed}:
 def ours():
     return [fd for fd in {closed} if os.path.lexists(f"/proc/self/fd/{{fd}}")]
 def of_workers(engine):
-    found = [os.readlink(f"/proc/{{pid}}/fd/{{fd}}") for pid in engine.worker_pids for fd in range(3)]
+    links = [f"/proc/{{pid}}/fd/{{fd}}" for pid in engine.worker_pids for fd in range(3)]
+    found = [os.readlink(link) for link in links]
     return [target for target in found if target.startswith(("/memfd", "socket", "anon"))]
 """
 
@@ -48,7 +49,8 @@ store.store(0, [os.urandom(4096) for _ in range(200)])
 assert store.load(5)
 """,
     "a store with an unnamed backing file": """
-store = SwapStore(Engine("lz4", backend="sequential"), backing=os.path.dirname(sys.argv[2]), max_pool_bytes=1 << 16)
+engine = Engine("lz4", backend="sequential")
+store = SwapStore(engine, backing=os.path.dirname(sys.argv[2]), max_pool_bytes=1 << 16)
 store.store(0, [os.urandom(4096) for _ in range(200)])
 assert store.load(5)
 """,

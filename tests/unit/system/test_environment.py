@@ -98,7 +98,8 @@ signal.signal(signal.SIGCHLD, reap)
 FILTERED = """
 import ctypes, errno, os, platform, struct
 number = {"x86_64": 204, "aarch64": 123}[platform.machine()]  # sched_getaffinity
-steps = [(0x20, 0, 0, 0), (0x15, 0, 1, number), (6, 0, 0, 0x50000 | errno.EPERM), (6, 0, 0, 0x7fff0000)]
+fail, allow = 0x50000 | errno.EPERM, 0x7fff0000
+steps = [(0x20, 0, 0, 0), (0x15, 0, 1, number), (6, 0, 0, fail), (6, 0, 0, allow)]
 code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in steps))
 program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(steps), ctypes.addressof(code)))
 libc = ctypes.CDLL(None, use_errno=True)
@@ -133,7 +134,10 @@ PLACES = [
         (
             sys.executable,
             "-c",
-            f"import threading; t = threading.Thread(target=exec, args=({RUN!r}, {{}})); t.start(); t.join()",
+            (
+                f"import threading; t = threading.Thread(target=exec, args=({RUN!r}, {{}})); "
+                "t.start(); t.join()"
+            ),
         ),
     ),
     Place(
@@ -230,7 +234,8 @@ PLACES = [
     Place(
         "no /proc, no /sys, no /dev",
         mounted(
-            "for folder in /sys /dev /proc; do mount -t tmpfs none $folder; done; exec LIFE <&- >&- 2>&-"
+            "for folder in /sys /dev /proc; do mount -t tmpfs none $folder; done; "
+            "exec LIFE <&- >&- 2>&-"
         ),
         refused=dict.fromkeys(("share", "share_backed"), NO_PROC),
         marks=needs_mounts,
@@ -242,7 +247,7 @@ PLACES = [
 @pytest.mark.parametrize(
     "place", [pytest.param(place, id=place.name, marks=place.marks) for place in PLACES]
 )
-def test_a_whole_life(place: Place, tmp_path: Path) -> None:
+def test_a_program_works_in_each_environment_or_says_why_not(place: Place, tmp_path: Path) -> None:
     """It works, or ends in an error that says why, and nothing else is written anywhere."""
     environment = {**os.environ, **place.environment}
     for name in ("PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"):

@@ -70,7 +70,7 @@ def test_prose_is_wrapped_between_words() -> None:
     ]
 
 
-def test_sections_are_apart() -> None:
+def test_sections_of_a_table_are_separated() -> None:
     table = Table()
     table.add_column("a")
     table.add_row("1")

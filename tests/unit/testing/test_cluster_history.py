@@ -1,4 +1,4 @@
-"""The check of what many did to a store: it believes a store that is right, and finds each fault that is planted."""
+"""The check of a store's history believes a store that is right, and finds each planted fault."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SECONDS = 0.4
 
 
 class DictStore:
-    """What a sharded store promises, in a dict; one stripe is lost now and then. A fault may be planted."""
+    """A dict with a sharded store's promises. It loses a stripe now and then, or has a fault."""
 
     page_size = PAGE
 

@@ -38,7 +38,7 @@ pytestmark = pytest.mark.slow
 
 @contextmanager
 def doomed_store(**options: Any) -> Iterator[ShardedStore]:
-    """A store on a cluster of its own; workers that die are not replaced by the time they are missed."""
+    """Yield a store on its own cluster, whose dead workers are missed before they are replaced."""
     with (
         dask_cluster(2) as address,
         Client(address, set_as_default=False) as client,

@@ -1,4 +1,4 @@
-"""Threads spill, restore, change and delete values of WorkerData at once, and get what was put in."""
+"""Threads spill, restore, change and delete values of WorkerData at once, and get right values."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ _STEPS = st.lists(
 def test_values_are_what_was_put_in_or_made_of_them_since(
     steps: list[tuple[str, int, Callable[[int, int], np.ndarray], int]],
 ) -> None:
-    """Whatever is live, compressed, on disk, or kept of an older state; and nothing is left of it."""
+    """Nothing is left, whether a value is live, compressed, on disk or kept in an older state."""
     model: dict[int, np.ndarray] = {}
     with WorkerData("/tmp", memory_limit=1_000_000) as data:
         for number, (what, key, make, size) in enumerate(steps):

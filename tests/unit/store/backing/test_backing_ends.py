@@ -1,4 +1,4 @@
-"""However the owner of a store ends, no file that it made is left; one that was there is taken over."""
+"""However the owner of a store ends, its file is gone, and one that was there can be taken over."""
 
 from __future__ import annotations
 

@@ -327,7 +327,7 @@ def test_a_file_closed_in_the_middle_of_a_write_is_closed_after_it() -> None:
 
 
 class Visitor:
-    """Uses a backing file in the middle of one of its own calls, as signal handlers and finalizers do."""
+    """Uses a backing file within one of its own calls, as signal handlers and finalizers do."""
 
     def __init__(self, call: str) -> None:
         self.call = call

@@ -1,4 +1,4 @@
-"""A backing file is used by threads, signal handlers and finalizers at once, and interrupted at random."""
+"""Threads, signal handlers and finalizers use a backing file at once; interrupts lose nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PAGE = 4096
 
 
 class Owner:
-    """Keeps batches in a file, and knows what is in them. What is dropped here is gone from the file."""
+    """Keeps batches in a file, and knows their contents. What it drops is gone from the file."""
 
     def __init__(self, file: BackingFile, seed: int) -> None:
         self.file = file
@@ -74,7 +74,7 @@ class Interrupt(BaseException):
 
 @contextlib.contextmanager
 def every_millisecond(handler: Callable[[], None]) -> Iterator[None]:
-    # An interrupt in a finalizer of what other tests left would keep the frames that it came in, and
+    # An interrupt in a finalizer of garbage of other tests would keep its frames alive, and
     # one in a callback of the collector, such as Hypothesis has, would be lost there.
     gc.collect()
     callbacks, gc.callbacks[:] = gc.callbacks[:], []
@@ -202,7 +202,7 @@ def test_interrupts_at_random_lose_nothing(file: BackingFile, seconds: float) ->
 
 
 def tolerant(step: Callable[[], None]) -> Callable[[], None]:
-    """An interrupted sync fails what others were writing: it may have taken the system's answer along."""
+    """Allow OSError: an interrupted sync fails others' writes, because its answer is unknown."""
 
     def tolerated() -> None:
         with contextlib.suppress(OSError):

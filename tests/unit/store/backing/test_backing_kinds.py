@@ -179,7 +179,7 @@ def test_a_sealed_memfd_fails_and_nothing_is_lost(engine: Engine, stack: ExitSta
 
 
 class Far:
-    """Storage that keeps only what was written last, so that a file of gigabytes takes no memory."""
+    """Storage that keeps only the last write, so that a file of gigabytes takes no memory."""
 
     def __init__(self) -> None:
         self.last = 0, b""

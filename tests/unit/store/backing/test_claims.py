@@ -1,4 +1,4 @@
-"""No file and no object is under two stores, however they are given it; after the first, the second may have it."""
+"""No file or object is under two stores, however it is given; after the first, it is free."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The backing file's sparse zones are written anew, so that the file is no longer than what lives in it."""
+"""Sparse zones of the backing file are rewritten, so that the file is as short as its contents."""
 
 import errno
 import io

@@ -1,4 +1,4 @@
-"""What the system and file objects answer is told as it is; an answer that cannot be is an error of ours."""
+"""Answers of the system and of file objects are passed on; impossible ones are BatchzipErrors."""
 
 from __future__ import annotations
 

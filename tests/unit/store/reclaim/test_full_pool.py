@@ -89,7 +89,9 @@ def test_a_store_that_is_dropped_ends_its_shrinker(engine: Engine, tmp_path: Pat
     )
 
 
-def test_shrinking_by_hand(engine: Engine, tmp_path: Path) -> None:
+def test_shrink_writes_back_until_the_pool_is_below_its_threshold(
+    engine: Engine, tmp_path: Path
+) -> None:
     with SwapStore(engine, backing=tmp_path, shrinker_enabled=False) as store:
         store.store(0, [noise(number) for number in range(100)])
         assert store.shrink() == 0

@@ -1,4 +1,4 @@
-"""recompress: what lies for long, or takes much, with a stronger algorithm, and only where that pays."""
+"""recompress uses a stronger algorithm for idle or large pages, and only if that pays."""
 
 import threading
 from collections.abc import Iterator
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.codecs.faulty import RAISE, FaultyCodec
 from support.entries import codec, flip, kind, length
 from support.store_pages import SIZE, ZEROS, noise, text
 
@@ -50,7 +51,7 @@ def test_a_page_that_takes_no_smaller_class_keeps_its_form(store: SwapStore) -> 
     before = codecs(store, 4)
     done = store.recompress("zstd", level=19)
     now = codecs(store, 4)
-    # What is there again and again takes the smallest class with either; noise is raw; zeros are a word.
+    # The repetitive page takes the smallest class with either codec. Noise is raw, zeros a word.
     assert length(store, 0) < 100
     assert [old == new for old, new in zip(before, now, strict=True)] == [True, False, True, True]
     assert (done.pages, done.recompressed) == (3, 1)
@@ -97,6 +98,16 @@ def test_pages_in_the_file_are_left(store: SwapStore) -> None:
     assert {kind(store, index) for index in range(5)} == {Kind.BACKED}
     assert {kind(store, index) for index in range(5, 10)} == {Kind.COMPRESSED}
     assert store.load_many(range(10)).tobytes() == b"".join(map(mixed, range(10)))
+
+
+def test_a_page_on_which_the_new_codec_fails_keeps_its_form(store: SwapStore) -> None:
+    pages = [text(0), RAISE + text(1)[4:], text(2)]
+    store.store(0, pages)
+    before = [length(store, index) for index in range(3)]
+    with Engine(FaultyCodec(0), backend="sequential") as engine:
+        assert store.recompress(engine).pages == 3
+    assert [length(store, index) for index in range(3)] == before
+    assert store.load_many(range(3)).tobytes() == b"".join(pages)
 
 
 def test_a_damaged_page_is_counted_and_left(store: SwapStore) -> None:

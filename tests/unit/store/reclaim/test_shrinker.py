@@ -134,6 +134,41 @@ def test_no_round_begins_while_pause_is_held(shrinker: Shrinker, store: Store) -
         assert store.rounds.empty()
 
 
+def test_it_tries_until_it_gets_pause(shrinker: Shrinker, store: Store) -> None:
+    answers = iter([False, False, True])
+
+    class Pause:
+        def acquire(self, *, timeout: float) -> bool:
+            assert timeout > 0
+            return next(answers)
+
+        def release(self) -> None:
+            pass
+
+    shrinker.pause = Pause()  # type: ignore[assignment] # of which it uses no more
+    shrinker.wake()
+    assert store.rounds.get(timeout=WAIT_S)
+
+
+def test_it_starts_one_thread_and_none_after_close(
+    shrinker: Shrinker, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+    start = threading.Thread.start
+
+    def note(thread: threading.Thread) -> None:
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", note)
+    for _ in range(3):
+        shrinker.wake()
+        store.rounds.get(timeout=WAIT_S)
+    shrinker.close(wait=True)
+    shrinker.wake()
+    assert len(started) == 1
+
+
 def test_it_ends_although_its_closer_holds_pause(shrinker: Shrinker, store: Store) -> None:
     with shrinker.pause:
         shrinker.wake()

@@ -1,5 +1,6 @@
 """Writeback: cold pages go to the file, come back as they were, and newer ones always win."""
 
+import errno
 import random
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.entries import flip
+from support.faulty_file import FaultyFile
 from support.store_pages import PAGES, SIZE, noise, text, word
 
 from batchzip import (
@@ -50,6 +53,34 @@ def test_the_coldest_go_first(store: SwapStore) -> None:
     assert store.counters.backed_pages == 0
     assert store.writeback(100) == 6
     assert store.counters.stored_pages == 0
+
+
+@pytest.mark.parametrize("damaged", [[], [1], [0, 3, 4]])
+def test_damaged_pages_are_counted_and_left(store: SwapStore, damaged: list[int]) -> None:
+    store.store(0, [text(number) for number in range(5)])
+    for index in damaged:
+        flip(store, index)
+    try:
+        assert store.writeback(range(5)) == 5 - len(damaged)
+        counters = store.counters
+        assert counters.written_back_pages == counters.backed_pages == 5 - len(damaged)
+        assert counters.decompress_fail == counters.reject_reclaim_fail == len(damaged)
+    finally:
+        for index in damaged:
+            flip(store, index)
+    assert store.load_many(range(5)).tobytes() == b"".join(map(text, range(5)))
+
+
+def test_pages_that_a_file_does_not_take_are_counted(engine: Engine) -> None:
+    file = FaultyFile()
+    with SwapStore(engine, backing=file) as store:
+        store.store(0, [text(number) for number in range(5)])
+        file.faults["pwrite"] = (errno.EIO, 100)
+        with pytest.raises(OSError, match="error"):
+            store.writeback(range(3))
+        counters = store.counters
+        assert (counters.reject_reclaim_fail, counters.decompress_fail) == (3, 0)
+        assert (counters.written_back_pages, counters.stored_pages) == (0, 5)
 
 
 def test_writing_back_frees_the_pool(store: SwapStore) -> None:

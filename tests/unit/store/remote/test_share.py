@@ -120,7 +120,7 @@ def test_pages_of_several_codecs_are_read(store: SwapStore, view: StoreView) -> 
         assert view.load_many(range(4)).tobytes() == b"".join(map(text, range(4)))
 
 
-def test_groups_are_read(store: SwapStore, view: StoreView) -> None:
+def test_a_view_reads_the_groups_of_a_store(store: SwapStore, view: StoreView) -> None:
     store.group("one").store(0, text(1))
     store.store(0, text(2))
     group = view.group("one")

@@ -190,7 +190,7 @@ def test_a_request_that_makes_no_sense_harms_nobody(
 def test_what_a_view_receives_is_not_inherited_by_programs(
     store: SwapStore, tmp_path: Path
 ) -> None:
-    """cpython#128881: socket.recv_fds ignores its flags, so descriptors went to every program started."""
+    """cpython#128881: socket.recv_fds ignores its flags, so every child inherited descriptors."""
 
     def inheritable() -> set[str]:
         found = list(Path("/proc/self/fd").iterdir())

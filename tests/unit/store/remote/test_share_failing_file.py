@@ -1,4 +1,4 @@
-"""If a file object fails while the owner reads for a reader, the reader is told; the owner goes on."""
+"""If a file object fails while the owner reads for a reader, the reader gets the error."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ def test_bits_that_flip_while_readers_load_never_give_a_wrong_page(
 def test_each_bit_of_an_entry_and_of_a_word_counts(
     spoilt: tuple[StoreView, list[bytes], Bits],
 ) -> None:
-    """Of as many pages as there are bits, one has the first flipped, another the second, and so on."""
+    """Flip another bit of each page: the first bit of one, the second of another, and so on."""
     view, pages, bits = spoilt
     table, words = bits.named("table"), bits.named("words")
     chosen: list[tuple[memoryview, int, int]] = []

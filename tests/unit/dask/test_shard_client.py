@@ -1,4 +1,4 @@
-"""Place: what a client asks a shard for is sent, whenever it comes; without a cluster."""
+"""ShardClient sends every request to its shard, whenever it comes, without a cluster."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def opened() -> tuple[ShardClient, Worker]:
     return ShardClient(lambda _: worker, Member("one", "tcp://1"), "client", PAGE), worker
 
 
-def store(place: ShardClient, index: int) -> asyncio.Future[Exception | None]:
-    return place.store(1, index, (index, 1), np.zeros((1, PAGE), np.uint8))
+def store(client: ShardClient, index: int) -> asyncio.Future[Exception | None]:
+    return client.store(1, index, (index, 1), np.zeros((1, PAGE), np.uint8))
 
 
-def load(place: ShardClient) -> asyncio.Future[Any]:
-    return place.load(1, np.array([0], np.int64))
+def load(client: ShardClient) -> asyncio.Future[Any]:
+    return client.load(1, np.array([0], np.int64))
 
 
 def in_a_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
@@ -82,11 +82,11 @@ def after(callbacks: int, what: Callable[[], None]) -> None:
 @pytest.mark.parametrize("callbacks", range(8))
 @in_a_loop
 async def test_what_comes_while_an_answer_arrives_is_sent(callbacks: int) -> None:
-    place, worker = opened()
-    first, others = store(place, 0), []
+    client, worker = opened()
+    first, others = store(client, 0), []
     await turns()
     worker.answer(0, STORED)
-    after(callbacks, lambda: others.append(store(place, 1)))
+    after(callbacks, lambda: others.append(store(client, 1)))
     await turns()
     assert first.result() is None
     assert worker.methods() == ["put", "put"]
@@ -95,16 +95,16 @@ async def test_what_comes_while_an_answer_arrives_is_sent(callbacks: int) -> Non
     assert others[0].result() is None
 
 
-@pytest.mark.parametrize("ask", [load, lambda place: store(place, 0)], ids=["load", "store"])
+@pytest.mark.parametrize("ask", [load, lambda client: store(client, 0)], ids=["load", "store"])
 @in_a_loop
 async def test_a_closed_place_leaves_nobody_waiting(ask: Callable[[ShardClient], Any]) -> None:
-    place, _ = opened()
-    asked = [ask(place) for _ in range(4)]
+    client, _ = opened()
+    asked = [ask(client) for _ in range(4)]
     await turns()
-    place.close()
-    asked.append(ask(place))  # before what was under way has ended
+    client.close()
+    asked.append(ask(client))  # before what was under way has ended
     await turns()
-    asked.append(ask(place))
+    asked.append(ask(client))
     await turns()
     assert all(one.done() for one in asked)
     for one in asked:
@@ -114,20 +114,20 @@ async def test_a_closed_place_leaves_nobody_waiting(ask: Callable[[ShardClient],
 
 @in_a_loop
 async def test_loads_that_are_answered_do_not_make_a_store_wait_longer() -> None:
-    place, worker = opened()
-    store(place, 0).cancel()  # nobody waits for its answer any more
-    first = store(place, 0)
+    client, worker = opened()
+    store(client, 0).cancel()  # nobody waits for its answer any more
+    first = store(client, 0)
     await turns()
-    waiting = store(place, 1)
+    waiting = store(client, 1)
     first.cancel()
-    begun = place.sent_at(waiting)
-    loaded = load(place)
+    begun = client.sent_at(waiting)
+    loaded = load(client)
     await turns()
     worker.answer(worker.methods().index("get"), LOADED)
     await loaded
-    assert place.sent_at(waiting) == begun
+    assert client.sent_at(waiting) == begun
     worker.answer(worker.methods().index("put"), STORED)
     await turns()
-    assert place.sent_at(waiting) > begun
-    place.close()
+    assert client.sent_at(waiting) > begun
+    client.close()
     await turns()
