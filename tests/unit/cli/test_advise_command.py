@@ -1,4 +1,4 @@
-"""`batchzip advise` with advice that is given instead of measured: what is asked for, and what is shown."""
+"""`batchzip advise` with advice that is given: what is asked for, and what is shown."""
 
 from __future__ import annotations
 

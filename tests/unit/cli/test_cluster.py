@@ -1,4 +1,4 @@
-"""`batchzip top --dask` with a scheduler that stands in: whom it asks, and what it shows of the answer."""
+"""`batchzip top --dask` with a scheduler that stands in: whom it asks, and what it shows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`batchzip swap` with engines and sources that stand in: what they are asked for, and how it ends."""
+"""`batchzip swap` with engines and sources that stand in: what it asks for, how it ends."""
 
 from __future__ import annotations
 
