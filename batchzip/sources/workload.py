@@ -22,7 +22,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -71,8 +70,7 @@ class Workload(Closing):
     def _wait_ready(self) -> None:
         ready = self._child.stdout
         assert ready is not None  # noqa: S101 - narrows a type
-        deadline = time.monotonic() + _START_TIMEOUT_S
-        if not select.select([ready], [], [], deadline - time.monotonic())[0]:
+        if not select.select([ready], [], [], _START_TIMEOUT_S)[0]:
             raise BatchzipError(
                 f"the workload process {self.pid} was not ready within {_START_TIMEOUT_S:.0f} s"
             )

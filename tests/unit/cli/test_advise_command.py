@@ -1,4 +1,4 @@
-"""`batchzip advise` with given instead of measured advice: what it asks for and what it shows."""
+"""`batchzip advise` with advice that is given: what is asked for, and what is shown."""
 
 from __future__ import annotations
 

@@ -50,8 +50,8 @@ def leaves_nothing_behind() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def axes(tmp_path_factory: pytest.TempPathFactory) -> Any:
+@pytest.fixture
+def axes(tmp_path: Path) -> Any:
     """The axes of a picture that was written."""
     kept = []
 
@@ -61,7 +61,7 @@ def axes(tmp_path_factory: pytest.TempPathFactory) -> Any:
             kept.append(picture)
             yield picture
 
-    path = tmp_path_factory.mktemp("plot") / "a.png"
+    path = tmp_path / "a.png"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "drawing", drawn)
         plot(ADVICE, "a title", path)

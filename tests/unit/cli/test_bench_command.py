@@ -13,7 +13,7 @@ import pytest
 
 from batchzip.bench import compress, plot, swap
 from batchzip.bench.algorithm import parse_algorithms
-from batchzip.bench.figure import Result, figure
+from batchzip.bench.figure import Result, figure, load
 from batchzip.cli import bench
 from batchzip.cli.main import main
 
@@ -149,8 +149,34 @@ def test_two_results_are_compared_without_measuring(
     assert main(["bench", "--compare", str(new), str(old)]) == 0
     assert "0 slower, 1 faster" in capsys.readouterr().out
     assert main(["bench", "--compare", str(old), str(new), "--json"]) == 1
-    assert json.loads(capsys.readouterr().out)["figures"][1]["values"][1] == 8.0
+    assert json.loads(capsys.readouterr().out)["figures"][1]["values"] == [7.92, 8.0, 8.08]
     assert measuring.asked == []
+
+
+def test_a_figure_that_was_not_measured_is_told_by_the_exit_code(
+    measuring: Measuring, old: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more, new = a_result(4.0), tmp_path / "new.json"
+    labels: dict[str, Any] = {**more.figures[0].labels, "batch": 64}
+    more.figures.append(figure(labels, "workers", "µs", [1.0, 1.0, 1.0]))
+    more.save(new)
+    assert main(["bench", "--compare", str(new), str(old)]) == 3
+    assert "not measured, but in the old result: " in capsys.readouterr().out
+    assert main(["bench", "--compare", str(old), str(new)]) == 0
+    assert measuring.asked == []
+
+
+def test_a_result_is_kept_in_a_file_and_shown(
+    measuring: Measuring, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "result.json"
+    assert main(["bench", "--json", str(path)]) == 0
+    assert "bare" in capsys.readouterr().out
+    assert [one.contender for one in load(path).figures] == ["bare", "workers"]
+    measuring.asked.clear()
+    assert main(["bench", "--json", str(tmp_path / "none/result.json")]) == 2
+    assert "there is no directory" in capsys.readouterr().err
+    assert measuring.asked == [], "that is known before a minute is spent"
 
 
 def test_two_pictures_are_drawn_of_what_is_shown(

@@ -1,4 +1,4 @@
-"""`batchzip top --dask` with a stand-in of a scheduler: whom it asks and what it shows."""
+"""`batchzip top --dask` with a scheduler that stands in: whom it asks, and what it shows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`batchzip swap` with stand-ins of engines and sources: what it asks them for and how it ends."""
+"""`batchzip swap` with engines and sources that stand in: what it asks for, how it ends."""
 
 from __future__ import annotations
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from batchzip.cli.class_table import class_table
 from batchzip.cli.report import print_report
-from batchzip.terminal.console import make_console
+from batchzip.terminal.console import as_text, make_console
 
-ALONE = {
+ALONE: dict[str, Any] = {
     "workers": 0,
     "stored_pages": 1500,
     "same_filled_pages": 200,
@@ -162,3 +163,21 @@ def test_the_last_line_is_what_was_compared(
     alone: dict[str, Any], workers: dict[str, Any], said: str
 ) -> None:
     assert said in printed(sequential=alone, workers=workers)[-1]
+
+
+@pytest.mark.parametrize(
+    ("width", "headings"),
+    [
+        (80, "object bytes zspages room objects bytes freeable"),
+        (49, "object bytes zspages objects bytes freeable"),
+        (41, "object bytes objects bytes freeable"),
+        (32, "object bytes bytes freeable"),
+        (25, "object bytes bytes"),
+        (15, "object bytes"),
+    ],
+)
+def test_columns_of_the_class_table_are_left_out_in_order_of_their_worth(
+    width: int, headings: str
+) -> None:
+    first = as_text(class_table(ALONE["classes"]), width).splitlines()[0]
+    assert " ".join(first.split()) == headings

@@ -1,4 +1,4 @@
-"""`batchzip top` finds the store that is meant, and tells whether the screen can be used."""
+"""`batchzip top` before it shows anything: which store is meant, and if there is a screen."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ import pytest
 from batchzip.advice import BLOCK_BYTES
 from batchzip.errors import BadArgument, UnreadableProcess
 from batchzip.sources import process_memory
+from batchzip.sources.file_pages import FilePages
 from batchzip.sources.process_memory import ProcessMemory
 from batchzip.sources.sampling import sample_process
 
@@ -249,6 +250,18 @@ def test_pages_without_memory_have_vanished(
         monkeypatch.setattr(os, "preadv", fail)
         assert packed(memory) == process.expected(11)
         assert memory.vanished_bytes == GRAIN
+
+
+def test_closing_again_closes_nothing_else(process: Process, tmp_path: Path) -> None:
+    process.map(10, 2)
+    process.exists(10, 11)
+    process.write()
+    memory, file = ProcessMemory(PID), FilePages(tmp_path / "mem")
+    for each in (memory, file):
+        each.close()
+        others = sorted(os.listdir("/proc/self/fd"))  # noqa: PTH208 - /proc
+        each.close()
+        assert sorted(os.listdir("/proc/self/fd")) == others  # noqa: PTH208
 
 
 # Samples

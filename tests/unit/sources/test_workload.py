@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import subprocess
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 
 from batchzip.errors import BatchzipError
@@ -177,3 +179,22 @@ def test_the_values_are_the_same_in_every_run_and_as_different_as_those_of_a_ser
     assert {array.nbytes for array in arrays} == {1 << 17, 1 << 16, 3 << 12}
     assert (arrays[4][1:] >= arrays[4][:-1]).all()
     assert not arrays[5].any()
+
+
+def test_records_have_amounts_with_cents_and_text_is_indented_by_two_or_not(
+    measured: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workload, "_parsed_source", lambda _: iter(["source"] * 1000))
+    monkeypatch.setattr(workload, "_arrays", lambda _: iter(["array"] * 1000))
+    held = build(1)
+    assert measured[0] == 1 + 4 * 16
+    amounts = [item["balance"] for item in held if isinstance(item, dict)]
+    assert {len(str(amount).partition(".")[2]) for amount in amounts} == {1, 2}
+    texts = [item for item in held if isinstance(item, str) and len(item) > 1000]
+    assert {text[:6] for text in texts} == {'[{"id"', "[\n  {\n"}
+    assert len(json.loads(texts[0])) == 100
+
+
+def test_memory_is_measured_in_bytes() -> None:
+    found = workload._resident_bytes()
+    assert found == pytest.approx(psutil.Process().memory_info().rss, rel=0.1)

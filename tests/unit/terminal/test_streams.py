@@ -137,6 +137,20 @@ def test_the_console_is_as_wide_as_the_terminal_and_coloured_where_that_is_wante
     assert ("38;5;161" in stdout.getvalue()) is (term != "dumb" and not no_color)
 
 
+def test_text_on_a_terminal_in_colour_is_neither_marked_up_nor_wrapped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("NO_COLOR", "")
+    monkeypatch.setenv("COLUMNS", "40")
+    stdout = Terminal()
+    monkeypatch.setattr(sys, "stdout", stdout)
+    console = make_console()
+    console.print("12 [b]'text' :smile: /tmp")
+    console.write_line("12 words " * 10)
+    assert stdout.getvalue() == "12 [b]'text' :smile: /tmp\n" + "12 words " * 10 + "\n"
+
+
 def test_a_console_whose_reader_has_gone_raises(
     monkeypatch: pytest.MonkeyPatch, unread: io.TextIOWrapper
 ) -> None:
