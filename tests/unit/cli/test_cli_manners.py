@@ -385,7 +385,7 @@ def test_without_shtab_the_command_to_install_it_is_given() -> None:
                 "pages": 2048,
                 "rounds": 5,
                 "zram": False,
-                "json": False,
+                "json": None,
                 "plot": None,
                 "compare": None,
             },
