@@ -77,12 +77,12 @@ def test_pages_that_a_full_pool_refuses_make_way_for_clean_ones() -> None:
         data = noisy(200)
         array = filled(region, data)
         region.evict_all()
+        evicted = region.figures["evicted_pages"]
         region.store.max_pool_bytes = 1
         array[: 12 * 4096] = data[: 12 * 4096] = content("noise", 1, 12 * 4096)
         for _ in range(5):
             np.testing.assert_array_equal(array[12 * 4096 :], data[12 * 4096 :])
         figures = region.figures
-        assert figures["evicted_pages"] <= 200 + 12
-        # A fault that only meets written pages exceeds the budget. It is one of 940 at most.
-        assert figures["over_budget"] <= 1
+        assert figures["evicted_pages"] <= evicted + 12
+        assert figures["over_budget"] <= 1  # a fault that met refused pages eight times in a row
         np.testing.assert_array_equal(array, data)

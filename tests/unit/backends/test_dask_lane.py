@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import threading
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -430,3 +431,54 @@ def test_an_engine_is_ready_when_there_is_a_worker(cluster: PlainConnection) -> 
             assert not engine.wait_ready(1.0)
             cluster.worker_threads = 1
             assert engine.wait_ready(LIMIT_S)
+
+
+def test_a_short_batch_is_done_when_submit_returns(
+    cluster: PlainConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend, "_FAST_S", 1e9)
+    cluster.worker_threads = 0
+    with opened(cluster, "auto") as engine:
+        for _ in range(5):
+            request = engine.submit(CompressBatch(PAGES))
+            assert request.done()
+        assert same(request.wait(LIMIT_S), engine, PAGES)
+
+
+def test_a_batch_with_a_close_deadline_is_no_trial(
+    cluster: PlainConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend, "_PATIENT_S", 100.0)
+    with opened(cluster, "auto") as engine:
+        for _ in range(3):
+            engine.submit(CompressBatch(PAGES[:50]), deadline_s=90.0).wait(LIMIT_S)
+        assert engine.statistics.placements[0].trials == 0
+        request = engine.submit(CompressBatch(PAGES[:50]), deadline_s=1000.0)
+        task = cluster.next()
+        assert not request.cancel(), "it is under way"
+        task.do()
+        cluster.work(50 - task.pages)
+        assert same(request.wait(LIMIT_S), engine, PAGES[:50])
+        assert engine.statistics.placements[0].trials == 1
+
+
+def test_a_sample_counts_the_pages_that_it_had_time_for(
+    cluster: PlainConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Clock:
+        def __init__(self, begins: float) -> None:
+            self.times = [begins, begins + 2.0]
+
+        def monotonic(self) -> float:
+            return self.times.pop(0)
+
+    with opened(cluster, "auto") as engine:
+        here: Any = engine.backend
+        now = time.monotonic()
+        for begins, pages in ((now + 1000, 16), (now - 1000, 1)):
+            monkeypatch.setattr(backend, "time", Clock(begins))
+            assert here._sample(CompressBatch(PAGES)) == pages * 4096 / 2.0
+            monkeypatch.setattr(backend, "time", time)
+        batch = CompressBatch(PAGES)
+        here._sample(batch)
+        assert not batch.dlens.any(), "its results are discarded"

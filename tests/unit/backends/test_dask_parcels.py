@@ -70,6 +70,26 @@ def test_pages_of_several_requests_travel_together_and_come_back_to_their_own() 
     assert other == {"pages": 2, "bytes_in": sum(map(len, sources)), "bytes_out": 2 * SIZE}
 
 
+def test_pages_of_the_same_kind_that_follow_each_other_are_one_group() -> None:
+    sources = compressed(PAGES[:4])
+    batches: list[Any] = [
+        CompressBatch(PAGES[:1]),
+        DecompressBatch(sources[:2]),
+        DecompressBatch(sources[2:]),
+        CompressBatch(PAGES[1:3]),
+    ]
+    flights = [flight(batch) for batch in batches]
+    parcel = Parcel([(each, each.cut(10)) for each in flights])
+    groups = parcel.pack(CODEC).groups
+    assert [(group.operation, group.pages) for group in groups] == [
+        (CompressBatch.operation, 1),
+        (DecompressBatch.operation, 4),
+        (CompressBatch.operation, 2),
+    ]
+    parcel.accept(travel(parcel), counters())
+    assert batches[2].pages.tobytes() == b"".join(PAGES[2:4])
+
+
 def test_a_page_that_fails_counts_no_bytes_and_hides_no_other() -> None:
     good, bad = compressed(PAGES[:1])[0], b"\xff" * 100
     batch = DecompressBatch([good, bad, good])

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import gc
+import weakref
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -90,3 +93,29 @@ def test_a_page_that_fails_there_is_named_and_the_folio_rejected(backend: Elsewh
         assert rejected.value.errors is not None
         assert [code < 0 for code in rejected.value.errors] == [False, True, False]
         assert len(store) == 0
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_caller_s_pages_are_let_go_when_the_call_ends(
+    store: SwapStore, backend: Elsewhere, monkeypatch: pytest.MonkeyPatch, *, fails: bool
+) -> None:
+    work = backend.work
+
+    def fail(call: Callable[[bytes], bytes], data: bytes) -> bytes | None:
+        if len(backend.batches) == 2:
+            raise MemoryError("there is none for the second batch")
+        return work(call, data)
+
+    pages = np.frombuffer(b"".join(map(text, range(10))), np.uint8).reshape(10, SIZE).copy()
+    gone = weakref.ref(pages)
+    if fails:
+        monkeypatch.setattr(backend, "work", fail)
+    gc.disable()
+    try:
+        with pytest.raises(StoreRejected) if fails else nullcontext():
+            store.store(0, pages)
+        del pages
+        assert gone() is None
+    finally:
+        gc.enable()
+    assert len(store) == (0 if fails else 10)
