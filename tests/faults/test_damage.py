@@ -165,6 +165,7 @@ def test_a_caller_s_buffer_never_holds_a_damaged_page(store: SwapStore, kind: st
     assert out == b"\x55" * SIZE
 
 
+@pytest.mark.slow
 def test_a_piece_of_memory_that_was_lost_reads_as_damage_never_as_zeros(
     store: SwapStore, kind: str
 ) -> None:
@@ -220,6 +221,7 @@ def test_a_damaged_page_can_be_dropped_or_stored_anew(store: SwapStore, kind: st
     assert store.load(2) == page_of(kind, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [512, 1 << 16])
 def test_pages_of_other_sizes_are_guarded_alike(kind: str, size: int) -> None:
     rng = random.Random(size)
@@ -236,6 +238,7 @@ def test_pages_of_other_sizes_are_guarded_alike(kind: str, size: int) -> None:
         assert store.load(1) == page_of(kind, 1, size)
 
 
+@pytest.mark.slow
 def test_damage_is_noticed_with_workers_too(kind: str) -> None:
     pages = [page_of(kind, index) for index in range(40)]
     with opened(kind, backend="workers") as store:

@@ -107,6 +107,7 @@ def fail_each(work: Callable[[], object], report: Report) -> int:
     return failed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", ENGINES.values(), ids=ENGINES)
 @pytest.mark.parametrize("work", WORK)
 def test_an_allocation_that_fails_leaves_an_engine_whole(

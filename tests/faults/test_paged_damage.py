@@ -121,6 +121,7 @@ def dies_of(
     return end, 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_touch_of_a_page_that_cannot_be_restored_is_a_sigbus_that_is_explained(
     damage: Callable[[Region, int], None],
@@ -129,6 +130,7 @@ def test_a_touch_of_a_page_that_cannot_be_restored_is_a_sigbus_that_is_explained
     assert_sigbus(end, page)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "touch",
     [
@@ -198,6 +200,7 @@ def test_a_touch_of_memory_of_no_array_is_a_sigbus() -> None:
     assert_sigbus(end, 12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_pinning_a_page_that_cannot_be_restored_is_an_error(
     damage: Callable[[Region, int], None], tmp_path: Path

@@ -104,6 +104,7 @@ def test_a_full_group_exceeds_the_budget() -> None:
         np.testing.assert_array_equal(array, data)
 
 
+@pytest.mark.slow
 def test_entries_that_went_to_the_file_come_back(tmp_path: Path) -> None:
     with opened(budget=16, backing=tmp_path, max_pool_bytes=64 << 10) as region:
         data = mixed(240)

@@ -120,6 +120,7 @@ DIVISIONS: dict[str, Callable[[Bytes], None]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "division",  # mlock(2) touches the pages itself
     [pytest.param("locked", marks=needs_kernel_faults), "without dump", "read-only"],
@@ -203,6 +204,7 @@ def test_a_lost_page_that_cannot_be_marked_is_a_sigsegv_that_is_told(code: int) 
     assert f": {os.strerror(code)}. A touch raises SIGSEGV." in end.lines[1], end
 
 
+@pytest.mark.slow
 @needs_filters
 @pytest.mark.parametrize("code", [errno.ENOMEM, errno.EAGAIN])
 @pytest.mark.parametrize(

@@ -151,6 +151,7 @@ def test_memory_that_is_out_at_random_loses_no_page(steps: int, tmp_path: Path) 
 # Limits of the system.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("which", "value"),
     [
@@ -190,6 +191,7 @@ def test_a_limit_of_the_system_is_named_and_nothing_is_left(which: int, value: i
     in_forked_child(work)
 
 
+@pytest.mark.slow
 def test_threads_that_cannot_be_started_are_named_and_nothing_is_left() -> None:
     def work() -> None:
         os.setresuid(54_321, 54_321, 54_321)

@@ -32,6 +32,7 @@ def workers() -> None:
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", CODES)
 @pytest.mark.parametrize("make", [a_mapping, workers])
 def test_shared_memory_that_is_forbidden_is_named(make: Callable[[], None], code: int) -> None:

@@ -253,6 +253,7 @@ def _took_part(engine: Engine, before: Statistics) -> bool:
     )
 
 
+@pytest.mark.slow
 def test_the_map_of_a_ring_is_right() -> None:
     """Words that a share leaves are where the map says."""
     with Engine("lz4", backend="workers", workers=1, verify=True) as engine:

@@ -113,6 +113,7 @@ def test_pages_of_workers_that_fail_at_the_end_of_every_share_are_not_blamed(
         load.run(engine, kind, 1, 7)
 
 
+@pytest.mark.slow
 def test_the_page_that_a_worker_was_at_is_done_by_the_next_and_those_before_it_are_done() -> None:
     ends = "took:6:kill", "took:4:kill"
     with armed(*ends), Engine("lz4", backend="workers", workers=1, isolate=True) as engine:

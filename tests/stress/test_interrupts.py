@@ -273,6 +273,7 @@ def find_version(store: SwapStore, load: Load, folio: int, length: int) -> int:
     return int.from_bytes(versions.pop(), "big")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("submitted", [False, True])
 @pytest.mark.parametrize("backend", ["workers", "sequential"])
 def test_an_interrupt_within_a_codec_in_python_ends_the_batch(

@@ -207,6 +207,7 @@ with opened(pages=256, budget=32) as region:
 """
 
 
+@pytest.mark.slow
 @needs_root
 def test_an_unprivileged_program_uses_it_in_user_mode() -> None:
     if Path("/proc/sys/vm/unprivileged_userfaultfd").read_text().strip() != "0":

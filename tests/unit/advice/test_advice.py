@@ -424,6 +424,7 @@ def test_without_matplotlib_the_command_to_install_it_is_given(file: Path) -> No
     assert_one_clear_line(result, "matplotlib", "pip install 'matplotlib>=3.8'")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -96,6 +96,7 @@ def test_of_a_large_file_lines_from_all_over_it_are_taken() -> None:
     assert LINES.index(taken[-1]) > 4000
 
 
+@pytest.mark.slow
 def test_of_a_large_table_rows_are_picked_at_random(folder: Path) -> None:
     with closing(sqlite3.connect(folder / "large.sqlite")) as connection, connection:
         connection.execute("CREATE TABLE entries (name TEXT PRIMARY KEY, value BLOB)")
@@ -133,6 +134,7 @@ def test_no_pickle_is_read_without_consent(
     assert not Path("harm").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize(
     ("arguments", "words"),

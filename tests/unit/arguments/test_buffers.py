@@ -53,6 +53,7 @@ USES: dict[str, Callable[[SwapStore, Any], object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("kind", REFERENCES)
 def test_references_to_objects_are_neither_read_nor_written_as_bytes(

@@ -263,6 +263,7 @@ def test_a_task_that_cannot_be_sent_fails_its_batch_and_no_other(
     assert same(request.wait(LIMIT_S), engine, PAGES[:5])
 
 
+@pytest.mark.slow
 def test_a_deadline_ends_a_request_and_its_tasks(cluster: PlainConnection, engine: Engine) -> None:
     request = engine.submit(CompressBatch(PAGES[: 3 * MOST]), deadline_s=0.5)
     done, dropped = cluster.next(), cluster.next()
@@ -279,6 +280,7 @@ def test_a_deadline_ends_a_request_and_its_tasks(cluster: PlainConnection, engin
     assert errors[-1] == -errno.ETIMEDOUT, "an answer that comes late changes nothing"
 
 
+@pytest.mark.slow
 def test_requests_wait_a_while_for_workers_or_for_the_scheduler(cluster: PlainConnection) -> None:
     with opened(cluster, workerless_s=0.2) as engine:
         cluster.worker_threads = 0

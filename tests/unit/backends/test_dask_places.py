@@ -138,6 +138,7 @@ def test_without_workers_or_where_trials_are_not_wanted_all_is_done_here(machine
     assert machine.begin().place == SENT
 
 
+@pytest.mark.slow
 def test_what_was_sent_may_be_tried_here_though_the_workers_are_gone(machine: Machine) -> None:
     machine.speeds[SENT] = 5 * machine.speeds[LOCAL]
     machine.work(20)

@@ -55,6 +55,7 @@ def deadly() -> Iterator[Engine]:
         yield engine
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("ready", [True, False])
 def test_the_owner_never_runs_the_codec(codec: RecordingCodec, workers: int, ready: bool) -> None:
@@ -159,6 +160,7 @@ def test_where_no_worker_can_be_started_pages_fail_in_time(
     assert os.getpid() not in codec.processes()
 
 
+@pytest.mark.slow
 def test_a_deadline_is_kept_where_no_worker_is_there(codec: RecordingCodec) -> None:
     with Engine(codec, backend="workers", workers=1, isolate=True) as engine:
         assert engine.wait_ready(SLACK_S)

@@ -78,6 +78,7 @@ def main(fd):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
     [

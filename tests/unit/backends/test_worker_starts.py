@@ -146,6 +146,7 @@ def test_a_worker_that_cannot_read_its_codec_says_why(capfd: pytest.CaptureFixtu
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_where_no_thread_can_start_it_says_so_once_and_tries_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -264,6 +265,7 @@ def _is_running(pid: int) -> bool:
 # What a worker costs
 
 
+@pytest.mark.slow
 def test_a_worker_imports_little_before_its_work(tmp_path: Path) -> None:
     (tmp_path / "shows_modules.py").write_text(
         "import os, sys\ndef main(fd): os.write(fd, ' '.join(sys.modules).encode())\n"

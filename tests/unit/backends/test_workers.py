@@ -63,6 +63,7 @@ def end(pid: int) -> None:
     await_true(lambda: not is_alive(pid), "its end")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("always_hand_over")
 def test_workers_do_a_share_of_a_batch(engine: Engine) -> None:
     (pid,) = engine.worker_pids
@@ -74,6 +75,7 @@ def test_workers_do_a_share_of_a_batch(engine: Engine) -> None:
     pytest.fail("the worker used no CPU")
 
 
+@pytest.mark.slow
 def test_a_killed_worker_changes_no_result_and_is_replaced(engine: Engine) -> None:
     (first,) = engine.worker_pids
     os.kill(first, signal.SIGKILL)
@@ -83,6 +85,7 @@ def test_a_killed_worker_changes_no_result_and_is_replaced(engine: Engine) -> No
     check_round_trip(engine, some_pages(300))
 
 
+@pytest.mark.slow
 def test_wait_ready_waits_for_the_successor_of_a_worker_that_died(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,6 +167,7 @@ def test_workers_killed_at_random_moments_change_no_result() -> None:
     assert kills
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("always_hand_over")
 def test_a_page_that_kills_twice_gets_eownerdead_and_its_mates_succeed(faulty: Engine) -> None:
     # The first four go to the worker.
@@ -203,6 +207,7 @@ def test_pages_that_met_a_kill_wait_for_workers_that_die_as_they_start(
     assert starts > 6
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("always_hand_over")
 def test_a_worker_that_hangs_is_killed_and_its_share_run_again(
     faulty: Engine, monkeypatch: pytest.MonkeyPatch
@@ -240,6 +245,7 @@ def test_several_workers_that_hang_cost_one_patience_together(
         assert killed[1][0] - killed[0][0] < watch.HANG_S
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("always_hand_over")
 def test_an_exception_in_a_worker_is_its_pages_error(faulty: Engine) -> None:
     pages = marked(marked(some_pages(8), RAISE, 1, 2), HUNGRY, 3, 4)
@@ -247,6 +253,7 @@ def test_an_exception_in_a_worker_is_its_pages_error(faulty: Engine) -> None:
     assert batch.errors[1:5].tolist() == [-errno.EIO, -errno.EIO, -errno.ENOMEM, -errno.ENOMEM]
 
 
+@pytest.mark.slow
 def test_a_damaged_descriptor_costs_a_worker_and_no_result(engine: Engine) -> None:
     assert isinstance(engine.backend, WorkersBackend)
     (pid,) = engine.worker_pids
@@ -267,6 +274,7 @@ def test_a_damaged_descriptor_costs_a_worker_and_no_result(engine: Engine) -> No
     check_round_trip(engine, pages)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("always_hand_over")
 def test_a_full_ring_and_batches_larger_than_it() -> None:
     with Engine("lz4", backend="workers", workers=3) as engine:
@@ -274,6 +282,7 @@ def test_a_full_ring_and_batches_larger_than_it() -> None:
         check_round_trip(engine, some_pages(3000))
 
 
+@pytest.mark.slow
 def test_batches_are_right_before_any_worker_is_ready() -> None:
     with Engine("lz4", backend="workers", workers=2) as engine:
         check_round_trip(engine, some_pages(100))

@@ -53,6 +53,7 @@ def test_an_idle_engine_uses_no_cpu(engine: Engine) -> None:
     assert cpu_ticks(pid) == before
 
 
+@pytest.mark.slow
 def test_workers_ignore_ctrl_c(engine: Engine) -> None:
     (pid,) = engine.worker_pids
     os.kill(pid, signal.SIGINT)
@@ -61,6 +62,7 @@ def test_workers_ignore_ctrl_c(engine: Engine) -> None:
     assert is_alive(pid)
 
 
+@pytest.mark.slow
 def test_descriptors_are_not_inherited_by_others(engine: Engine) -> None:
     assert isinstance(engine.backend, WorkersBackend)
     (place,) = engine.backend._supervisor._workers

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+@pytest.mark.slow
 def test_a_file_goes_through_and_comes_back(result: dict[str, Any]) -> None:
     path = result["source"]["path"]
     assert Path(path).name == "pages.bin"
@@ -310,6 +311,7 @@ def test_an_unreadable_file_is_one_clear_line(
     assert capfd.readouterr() == ("", f"batchzip: {file}: Permission denied\n")
 
 
+@pytest.mark.slow
 def test_help_shows_examples_of_each_command() -> None:
     for arguments, example in (
         ([], "batchzip algorithms  "),

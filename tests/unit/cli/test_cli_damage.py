@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pytest
 from support.command import (
     some_pages,
 )
@@ -17,8 +18,6 @@ from batchzip.cli.main import main
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-    import pytest
 
 
 class _Wrong(batchzip.SwapStore):
@@ -57,6 +56,7 @@ def swap_in_process(
     return lambda: main(["swap", *map(str, arguments)])
 
 
+@pytest.mark.slow
 def test_a_mismatch_exits_1_and_names_the_first_page(
     file: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -71,6 +71,7 @@ def test_a_mismatch_exits_1_and_names_the_first_page(
     assert err.endswith(f": byte 17 is {want ^ 1:#04x} instead of {want:#04x}\n")
 
 
+@pytest.mark.slow
 def test_a_damaged_page_is_named_and_hides_no_other(
     file: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -81,6 +82,7 @@ def test_a_damaged_page_is_named_and_hides_no_other(
     assert "damaged" in err
 
 
+@pytest.mark.slow
 def test_a_page_of_zeros_that_cannot_be_loaded_is_no_page_of_zeros(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -90,6 +92,7 @@ def test_a_page_of_zeros_that_cannot_be_loaded_is_no_page_of_zeros(
     assert "100 pages compared byte for byte: 3 DIFFER" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_file_that_changes_meanwhile_is_no_mismatch(
     file: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -50,6 +50,7 @@ def examples() -> list[str]:
     return [re.sub(r"^.*?(?=batchzip )", "", line) for line in lines]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["", *commands()])
 def test_help_has_examples_and_exit_codes(command: str) -> None:
     result = cli(*command.split(), "--help")
@@ -72,6 +73,7 @@ def test_help_fits_its_width(
         assert line == line.rstrip()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "coloured"),
     [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)],

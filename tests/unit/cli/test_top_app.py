@@ -55,6 +55,7 @@ def is_headed(app: TopApp, heading: str) -> bool:
     return lines(app)[0].startswith(heading)
 
 
+@pytest.mark.slow
 def test_it_shows_facts_warnings_and_the_first_table() -> None:
     async def test(app: TopApp, pilot: Pilot[Any]) -> None:
         shown = facts(app)
@@ -177,6 +178,7 @@ def test_what_happens_is_shown_unless_it_is_paused() -> None:
     drive(test, look)
 
 
+@pytest.mark.slow
 def test_a_click_on_the_name_of_a_table_shows_it() -> None:
     async def test(app: TopApp, pilot: Pilot[Any]) -> None:
         assert names(app) == "1 Traffic  2 Groups"
@@ -225,6 +227,7 @@ def test_a_store_that_is_gone_ends_it_with_its_error() -> None:
     assert drive(test, look).return_value is error
 
 
+@pytest.mark.slow
 def test_names_that_are_too_long_keep_both_ends() -> None:
     rows = [
         ("tiles of " + "a very " * 9 + "long name " + str(number), 1, 1, 1) for number in (1, 2)

@@ -35,6 +35,7 @@ def show(look: Look) -> Any:
     return lambda: look
 
 
+@pytest.mark.slow
 def test_columns_are_aligned_below_their_headings_and_the_total_is_last() -> None:
     async def test(app: TopApp, pilot: Pilot[Any]) -> None:
         assert lines(app) == [

@@ -245,6 +245,7 @@ def test_random_bytes_are_a_page_or_undecodable_and_never_a_crash(engine: Engine
     assert batch.dlens.tolist() == [0 if code else 4096 for code in batch.errors.tolist()]
 
 
+@pytest.mark.slow
 def test_damaged_pages_are_a_page_or_undecodable_and_never_a_crash(engine: Engine) -> None:
     rng = np.random.default_rng(3)
     good = engine.compress_page(rng.integers(0, 9, 4096, np.uint8).tobytes())
@@ -262,6 +263,7 @@ def test_damaged_pages_are_a_page_or_undecodable_and_never_a_crash(engine: Engin
 # Threads
 
 
+@pytest.mark.slow
 def test_threads_that_use_one_codec_at_once_keep_apart(engine: Engine) -> None:
     failures: list[str] = []
     together = threading.Barrier(4)

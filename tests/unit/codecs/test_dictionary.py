@@ -35,6 +35,7 @@ def dictionary() -> bytes:
 # The gain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", [1, 3])
 @pytest.mark.parametrize(("kind", "gain"), [("source", 1.08), ("JSON", 1.15)])
 def test_pages_that_it_was_not_trained_on_get_smaller(kind: str, gain: float, level: int) -> None:

@@ -82,6 +82,7 @@ class _Kept(Lz4):
         return bytes
 
 
+@pytest.mark.slow
 @given(data=st.data())
 @pytest.mark.parametrize("element_size", [2, 4, 8])
 @pytest.mark.parametrize("page_size", [512, 4096, 1 << 16])
@@ -160,6 +161,7 @@ def test_a_codec_of_ones_own_sees_whole_pages() -> None:
         assert seen == [SIZE]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["threads", "workers"])
 def test_lanes_compress_floats_as_the_caller_does(backend: str) -> None:
     pages = pages_of(ARRAYS["float32 weights"][1])[:64]
@@ -241,6 +243,7 @@ print("numpy" in sys.modules)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "name", "make", "imported"),
     [

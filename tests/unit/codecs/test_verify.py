@@ -90,6 +90,7 @@ def test_a_single_page_is_verified_too(verifying: Engine) -> None:
     assert verifying.decompress_page(verifying.compress_page(pages[3])) == pages[3].tobytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", BACKENDS, ids=["sequential", "workers"])
 @pytest.mark.parametrize(
     ("algorithm", "parameters"),
@@ -118,6 +119,7 @@ def test_the_parameters_and_outputs_are_those_of_the_codec(
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page_size", [512, 2 << 20])
 def test_pages_of_every_size_are_verified(page_size: int) -> None:
     pages = make_pages(5, page_size=page_size)

@@ -118,6 +118,7 @@ def test_outputs_with_a_dictionary_are_those_of_the_python_codec(level: int, siz
         check_equal(Zstd(level, dictionary(size)), page_size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("element_size", [2, 4, 8])
 @pytest.mark.parametrize("around", [lambda codec: codec, Verified], ids=["", "verified"])
 def test_outputs_of_shuffled_pages_are_those_of_the_python_codec(

@@ -166,6 +166,7 @@ sys.meta_path.insert(0, Finder())
     assert found["lz4"].problem == "looking for lz4 failed: ValueError('lost')"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODULES)
 @pytest.mark.parametrize("kept", [500, 5000, 20000])
 def test_a_module_that_is_cut_short_is_refused(name: str, kept: int, tmp_path: Path) -> None:
@@ -211,6 +212,7 @@ def compile_library(source: str, to: Path, *linked: str) -> None:
     )
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_module_that_links_the_library_will_do(tmp_path: Path) -> None:
     for name in MODULES:

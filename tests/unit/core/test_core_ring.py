@@ -21,6 +21,7 @@ CONTROL, SLOT_0 = 0, 4096
 DONE_WORD = 128
 
 
+@pytest.mark.slow
 def test_a_worker_reads_where_pages_lie_after_the_arena_has_grown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -121,6 +121,7 @@ def test_what_a_sync_within_a_sync_is_told_fails_the_outer_one_too() -> None:
             assert storage.fails == []
 
 
+@pytest.mark.slow
 def test_a_forked_child_is_refused_and_drops_what_it_has() -> None:
     class Thing:
         def close(self) -> None:

@@ -133,6 +133,7 @@ class Closes:
         return Closes, ()
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_closed_while_it_spills_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

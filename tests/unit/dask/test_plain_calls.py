@@ -270,6 +270,7 @@ def test_a_copy_attaches_when_it_is_first_used(
             ShardedStore.attach(odd)
 
 
+@pytest.mark.slow
 def test_a_store_that_is_collected_is_detached(cluster: Cluster) -> None:
     store = cluster.store()
     store.store(0, PAGES)

@@ -108,6 +108,7 @@ async def test_a_worker_that_refuses_a_shard_is_named_and_the_others_close_their
         await store.astore(0, PAGES)
 
 
+@pytest.mark.slow
 @on_a_cluster(2)
 async def test_a_worker_that_just_died_is_no_reason_against_a_store(
     cluster: PlainCluster, monkeypatch: pytest.MonkeyPatch
@@ -158,6 +159,7 @@ async def test_why_a_worker_could_not_have_a_shard_is_told(cluster: PlainCluster
         assert [shard.worker for shard in await store.ashards()] == ["plain://0"]
 
 
+@pytest.mark.slow
 @on_a_cluster(2)
 async def test_a_shard_that_answers_is_not_given_up_whatever_is_reported(
     cluster: PlainCluster, monkeypatch: pytest.MonkeyPatch
@@ -228,6 +230,7 @@ async def test_a_client_that_was_away_is_attached_again(cluster: PlainCluster) -
         ) == {"status": "gone"}
 
 
+@pytest.mark.slow
 @on_a_cluster(2)
 async def test_a_worker_that_closes_by_itself_moves_its_pages_first(cluster: PlainCluster) -> None:
     async with await make_store(cluster) as store:
@@ -247,6 +250,7 @@ async def test_a_worker_that_closes_by_itself_moves_its_pages_first(cluster: Pla
         assert len(lost) == 40
 
 
+@pytest.mark.slow
 @on_a_cluster(2)
 async def test_a_worker_that_has_no_time_to_move_its_pages_loses_them(
     cluster: PlainCluster,
@@ -287,6 +291,7 @@ async def test_a_store_is_asked_for_twice_and_made_once(cluster: PlainCluster) -
         assert (await store.ashards())[0].worker == "plain://0"
 
 
+@pytest.mark.slow
 @on_a_cluster(2)
 async def test_pages_are_named_although_news_of_their_recovery_came_first(
     cluster: PlainCluster,
@@ -308,6 +313,7 @@ async def test_pages_are_named_although_news_of_their_recovery_came_first(
         assert await recovering == [lost]
 
 
+@pytest.mark.slow
 @on_a_cluster(3)
 async def test_workers_are_checked_by_any_client(cluster: PlainCluster) -> None:
     one, two, three = cluster.workers.values()

@@ -183,6 +183,7 @@ def test_a_preload_that_cannot_work_says_why_and_the_worker_goes_on(
     assert why in caplog.text
 
 
+@pytest.mark.slow
 def test_a_client_that_cannot_connect_says_so_and_leaves_no_thread() -> None:
     before = threading.active_count()
     match = "^no scheduler at tcp://127.0.0.1:9: "

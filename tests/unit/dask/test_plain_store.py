@@ -68,6 +68,7 @@ def stripes_of(store: ShardedStore, address: str, count: int) -> list[int]:
     return [at for at in range(200) if owners(store, at)[0] == address][:count]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("replicas", [1, 2])
 @on_a_cluster(3)
 async def test_a_store_is_a_dict_of_pages_whoever_uses_it(
@@ -134,6 +135,7 @@ async def test_every_page_stands_in_one_shard_and_is_counted_there(cluster: Plai
             await ask_store(store._session._scheduler, "another")
 
 
+@pytest.mark.slow
 @on_a_cluster(2)
 async def test_pages_of_a_lost_worker_are_named_until_they_are_forgotten(
     cluster: PlainCluster,
@@ -177,6 +179,7 @@ async def test_pages_of_a_lost_worker_are_named_until_they_are_forgotten(
         assert await store.aload(lost[1].start) == PAGES[0].tobytes()
 
 
+@pytest.mark.slow
 @on_a_cluster(2)
 async def test_a_stripe_that_others_stored_in_is_lost_as_a_whole(cluster: PlainCluster) -> None:
     async with (
@@ -202,6 +205,7 @@ async def test_a_stripe_that_others_stored_in_is_lost_as_a_whole(cluster: PlainC
         assert await one.alen() == 0
 
 
+@pytest.mark.slow
 @on_a_cluster(3)
 async def test_with_two_copies_no_page_is_lost_with_a_worker(cluster: PlainCluster) -> None:
     async with opened(cluster, replicas=2) as store:
@@ -217,6 +221,7 @@ async def test_with_two_copies_no_page_is_lost_with_a_worker(cluster: PlainClust
             await until(lambda: held(cluster) == 2 * len(PAGES))
 
 
+@pytest.mark.slow
 @on_a_cluster(1)
 async def test_a_worker_that_comes_gets_its_part_and_one_that_leaves_gives_it_back(
     cluster: PlainCluster,
@@ -286,6 +291,7 @@ async def test_without_workers_there_is_no_store(cluster: PlainCluster) -> None:
             pass
 
 
+@pytest.mark.slow
 @on_a_cluster(1)
 async def test_a_worker_without_batchzip_gets_no_pages_until_it_has_it(
     cluster: PlainCluster,
@@ -343,6 +349,7 @@ async def test_large_folios_travel_in_messages_of_a_mebibyte(cluster: PlainClust
         assert worker.asked.count("get") == STRIPE * page >> 20
 
 
+@pytest.mark.slow
 @on_a_cluster(1)
 async def test_the_last_client_that_goes_ends_the_store(
     cluster: PlainCluster, monkeypatch: pytest.MonkeyPatch
@@ -373,6 +380,7 @@ async def test_the_last_client_that_goes_ends_the_store(
         await ShardedStore.aattach(store.address, PlainClient(cluster))
 
 
+@pytest.mark.slow
 @on_a_cluster(2)
 async def test_a_scheduler_that_was_restarted_has_lost_all_pages_and_recover_names_them(
     cluster: PlainCluster,
@@ -401,6 +409,7 @@ async def test_a_scheduler_that_was_restarted_has_lost_all_pages_and_recover_nam
             assert len(worker.service.shards) == 1, "those of the former scheduler are closed"
 
 
+@pytest.mark.slow
 @on_a_cluster(2)
 async def test_a_worker_that_is_silent_is_given_up_and_one_that_is_slow_is_not(
     cluster: PlainCluster,

@@ -77,6 +77,7 @@ def test_both_kinds_of_files_share_the_limit(values: CompressedValues) -> None:
     np.testing.assert_array_equal(values["else"], noise(3, seed=1))
 
 
+@pytest.mark.slow
 def test_leftovers_leave_the_pool_before_anything_is_written(values: CompressedValues) -> None:
     values.max_pool_bytes = 4 * MIB
     for key in range(12):

@@ -25,6 +25,7 @@ def same(record: Record, indices: set[int]) -> None:
         assert record.mask(stripe) == sum(1 << index % STRIPE for index in own)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_a_record_is_a_set_of_indices(seed: int) -> None:
     rng = random.Random(seed)

@@ -7,13 +7,14 @@ import gc
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from batchzip.dask import session as module
 from batchzip.dask.session import Session
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import pytest
 
 WITHOUT_SHARDS = {
     "status": "OK",
@@ -53,6 +54,7 @@ def test_an_answer_counts_that_came_before_its_shard_was_known_to_be_gone(
     asyncio.run(run())
 
 
+@pytest.mark.slow
 def test_an_error_that_nobody_waits_for_any_more_is_not_logged(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -112,6 +112,7 @@ def test_four_calls_block_at_once() -> None:
     threads.close()
 
 
+@pytest.mark.slow
 def test_loops_in_several_threads_use_one_engine(engine: Engine) -> None:
     done: list[bool] = []
 
@@ -139,6 +140,7 @@ def test_the_wrong_kind_of_batch_and_a_closed_engine_are_refused(engine: Engine)
         asyncio.run(engine.compress_async(batch))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_cancelled_batches_are_done_or_cancelled_as_a_whole(backend: str) -> None:
     async def cancel_most(engine: Engine) -> set[int]:
@@ -272,6 +274,7 @@ def test_what_a_call_raises_comes_through(store: SwapStore) -> None:
         asyncio.run(full.astore(0, text(1)))
 
 
+@pytest.mark.slow
 def test_a_cancelled_store_keeps_the_folio_whole_or_not_at_all() -> None:
     async def cancel_most(store: SwapStore) -> None:
         mine = [bytearray(text(n) * 4) for n in range(60)]

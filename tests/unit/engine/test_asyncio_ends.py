@@ -83,6 +83,7 @@ KEEPERS: dict[str, Callable[[SwapStore, Any], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", KEEPERS)
 def test_pages_go_with_the_last_reference_and_need_no_collection(call: str) -> None:
     """cpython#80111, cpython#74028: an exception, its frames and its future kept the data alive."""
@@ -113,6 +114,7 @@ def test_pages_go_with_the_last_reference_and_need_no_collection(call: str) -> N
             gc.enable()
 
 
+@pytest.mark.slow
 def test_event_loops_are_not_kept_by_an_engine_that_they_waited_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

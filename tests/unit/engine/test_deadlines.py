@@ -67,6 +67,7 @@ def check_usable(engine: Engine) -> None:
     await_true(lambda: queue._pages == 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["threads", "workers"])
 @pytest.mark.parametrize("divided", [True, False])
 def test_a_deadline_of_none_left_times_every_page_out(
@@ -94,6 +95,7 @@ def test_a_deadline_of_none_left_times_every_page_out(
         check_usable(engine)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deadline_s", [1000, 1e12, math.inf])
 def test_a_deadline_that_is_not_reached_changes_nothing(deadline_s: float) -> None:
     pages = some_pages(300)
@@ -244,6 +246,7 @@ def test_a_page_that_kills_every_worker_does_not_outlast_the_deadline_of_its_bat
         check_usable(engine)
 
 
+@pytest.mark.slow
 def test_a_deadline_passes_while_submit_waits_for_room(
     hold: Hold, monkeypatch: pytest.MonkeyPatch
 ) -> None:

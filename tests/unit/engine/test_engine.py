@@ -146,6 +146,7 @@ def test_parameters_reach_the_codec() -> None:
         check_it_works(engine)
 
 
+@pytest.mark.slow
 def test_workers_is_the_number_of_processes() -> None:
     with Engine("lz4", backend="workers", workers=2) as engine:
         assert engine.wait_ready(60)
@@ -270,6 +271,7 @@ def test_an_engine_that_could_not_be_made_leaves_nothing_to_close() -> None:
     gc.collect()  # __del__ of the half-made ones raises nothing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_last_reference_to_an_engine_may_go_in_a_callback(backend: str) -> None:
     engine = Engine("lz4", backend=backend)

@@ -147,6 +147,7 @@ def test_totals_of_mixed_work_in_threads_that_end_are_exact(engine: Engine) -> N
     assert bool(statistics.compress.divided) == (engine.backend.name != "sequential")
 
 
+@pytest.mark.slow
 def test_totals_are_still_there_after_close() -> None:
     expected = Expected()
     with Engine("lz4", backend="workers", workers=2) as engine:
@@ -243,6 +244,7 @@ def test_a_page_that_kills_is_an_error_and_not_done(stopping: Engine) -> None:
     await_true(lambda: stopping.statistics.restarts >= 2)
 
 
+@pytest.mark.slow
 def test_pages_of_a_worker_that_dies_before_it_says_so_are_counted_once() -> None:
     with (
         armed("noted:1:kill"),
@@ -326,6 +328,7 @@ def test_a_batch_that_no_worker_had_a_share_of_is_not_divided(
         assert (compress.batches, compress.divided, compress.inline_pages) == (1, 0, 30)
 
 
+@pytest.mark.slow
 def test_threads_that_ended_leave_their_figures() -> None:
     with Engine("lz4", backend="sequential") as engine:
         for _ in range(10):
@@ -334,6 +337,7 @@ def test_threads_that_ended_leave_their_figures() -> None:
         assert engine.statistics.compress.pages == 150
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_forked_child_is_refused(engine: Engine) -> None:
     child = os.fork()

@@ -63,6 +63,7 @@ def test_what_compresses_keeps_its_order() -> None:
     assert CompressBatch(np.zeros((5, PAGE), np.uint8)).order() == range(5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("submitted", [False, True])
 @pytest.mark.parametrize("sources", ["list", "array and lengths"])
 @pytest.mark.parametrize("pages", ["made", "array", "flat", "rows", "arena"])
@@ -106,6 +107,7 @@ def test_errors_are_those_of_their_own_pages(engine: Engine, pages: str) -> None
     np.testing.assert_array_equal(memory, expected)
 
 
+@pytest.mark.slow
 def test_lanes_are_given_the_largest_first(tmp_path: Path) -> None:
     codec = RecordingCodec(str(tmp_path / "log"))
     expected = pages_of_many_sizes(seed=4)

@@ -203,6 +203,7 @@ class CompressedBy:
         return [self._engine.compress_page(page) for page in pages]
 
 
+@pytest.mark.slow
 def test_an_engine_that_is_dropped_ends_its_threads() -> None:
     before = threads_now()
     engine = Engine("lz4", backend="threads", workers=3)
@@ -215,6 +216,7 @@ def test_an_engine_that_is_dropped_ends_its_threads() -> None:
     await_true(lambda: threads_now() <= before)
 
 
+@pytest.mark.slow
 def test_a_forked_child_is_refused_and_harms_nobody(engine: Engine) -> None:
     pages = make_pages(100)
     check_round_trip(engine, pages)
@@ -353,6 +355,7 @@ def test_after_an_interrupt_nothing_is_written_and_the_engine_works_on(slow: Eng
     check_round_trip(slow, np.random.default_rng(2).integers(0, 60, (8, LARGE), np.uint8))
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_batch_and_not_the_program() -> None:
     source = ENGINE + (
         "dsts = np.empty((300, 65536), np.uint8)\n"
@@ -421,6 +424,7 @@ def test_a_signal_handler_may_use_the_engine_that_it_interrupts(backend: str) ->
     assert not wrong
 
 
+@pytest.mark.slow
 def test_a_finalizer_may_use_the_engine_that_it_interrupts(engine: Engine) -> None:
     small = make_pages(20, seed=7)
     expected = CompressedBy(engine).outputs(small)

@@ -66,6 +66,7 @@ def test_what_came_before_an_error_is_in(zstd: SwapStore) -> None:
         assert list(mapping.items()) == [(number, row(number)) for number in range(100)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("learnt", [False, True])
 def test_lanes_use_the_codec_of_the_mapping(learnt: bool) -> None:
     values = {number: row(number) * 3 for number in range(2000)}
@@ -111,6 +112,7 @@ def test_lanes_help_where_that_pays() -> None:
         assert engine.statistics.compress.batches == few
 
 
+@pytest.mark.slow
 def test_batches_in_lanes_meet_whole_values() -> None:
     wrong: list[object] = []
     made = {number: text(number, 300 + number % 700) for number in range(500)}
@@ -144,6 +146,7 @@ def test_batches_in_lanes_meet_whole_values() -> None:
         store.check_invariants()
 
 
+@pytest.mark.slow
 def test_interrupted_batches_leave_values_whole() -> None:
     class Stop(Exception):
         pass

@@ -119,6 +119,7 @@ def test_a_cache_forgets_what_was_not_used_for_longest(zstd: SwapStore) -> None:
         mapping.check_invariants()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [900, 20_000, 70_000])
 def test_what_is_forgotten_is_told(zstd: SwapStore, length: int) -> None:
     gone: dict[Any, bytes] = {}

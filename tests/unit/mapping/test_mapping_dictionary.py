@@ -37,6 +37,7 @@ def test_a_dictionary_is_learnt_and_pays(zstd: SwapStore) -> None:
         learnt.check_invariants()
 
 
+@pytest.mark.slow
 def test_a_dictionary_is_learnt_from_values_above_a_page(zstd: SwapStore) -> None:
     rng = random.Random(1)
     words = ["".join(rng.choices("abcdefgh", k=7)).encode() for _ in range(1500)]

@@ -104,6 +104,7 @@ def test_a_key_that_goes_meanwhile_is_left_out(mapping: CompressedMapping, view:
     assert b"4" in mapping.values()
 
 
+@pytest.mark.slow
 def test_threads_may_look_at_all_while_others_change_it(mapping: CompressedMapping) -> None:
     ends = threading.Event()
 

@@ -65,12 +65,14 @@ MSGPACK = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(value=JSON)
 @settings(max_examples=60)
 def test_what_a_json_file_can_hold_comes_back(value: Any) -> None:
     assert same(back(packer_of("json", PAGE), value), value)
 
 
+@pytest.mark.slow
 @given(value=MSGPACK)
 @settings(max_examples=60)
 def test_what_msgpack_can_hold_comes_back(value: Any) -> None:

@@ -209,6 +209,7 @@ def test_what_is_no_array_of_bytes_is_refused(store: SwapStore, value: Any, why:
         assert mapping["key"].sum() == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "value",
     [

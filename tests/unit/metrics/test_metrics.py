@@ -332,6 +332,7 @@ def test_errors_are_counted_by_their_names() -> None:
         assert samples["batchzip_engine_page_errors_total", "EBADMSG"] == 2
 
 
+@pytest.mark.slow
 def test_without_the_library_the_command_to_install_it_is_given() -> None:
     script = """
 import sys

@@ -99,6 +99,7 @@ def test_sizes_and_budgets_are_rounded_up_to_pages() -> None:
         assert memory.budget == 2 * PAGE
 
 
+@pytest.mark.slow
 @needs_faults
 @pytest.mark.parametrize("page_size", [4096, 16384, 65536])
 @pytest.mark.parametrize(

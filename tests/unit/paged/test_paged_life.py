@@ -73,6 +73,7 @@ def test_closing_the_store_closes_the_memory() -> None:
     memory.close()
 
 
+@pytest.mark.slow
 @needs_faults
 def test_a_memory_lives_as_long_as_its_arrays() -> None:
     memory = PagedMemory(SIZE, BUDGET)
@@ -91,6 +92,7 @@ def test_a_memory_lives_as_long_as_its_arrays() -> None:
     assert store() is None
 
 
+@pytest.mark.slow
 @needs_faults
 def test_paged_empty_is_one_array_with_a_memory_of_its_own() -> None:
     array = paged_empty((300, 512), "i8", budget=BUDGET)
@@ -194,6 +196,7 @@ array[:] = np.arange(1 << 19)
     assert (done.returncode, done.stderr) == (0, ""), done
 
 
+@pytest.mark.slow
 @needs_faults
 def test_touching_after_close_ends_in_sigbus() -> None:
     script = """
@@ -208,6 +211,7 @@ array.sum()
     assert (done.returncode, done.stdout) == (-signal.SIGBUS, "closed\n"), done
 
 
+@pytest.mark.slow
 @needs_faults
 def test_without_a_thread_for_the_watcher_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(thread: threading.Thread) -> None:

@@ -149,6 +149,7 @@ def test_statistics_add_up(memory: PagedMemory) -> None:
     assert 0 <= later.hit_ratio <= 1
 
 
+@pytest.mark.slow
 @needs_faults
 def test_garbage_that_has_arrays_may_be_collected_while_figures_are_read(
     memory: PagedMemory,

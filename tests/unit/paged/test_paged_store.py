@@ -77,6 +77,7 @@ def test_a_name_of_ones_own_for_the_group() -> None:
         PagedMemory(SIZE, BUDGET, name="")
 
 
+@pytest.mark.slow
 @needs_faults
 def test_cold_pages_go_to_the_backing_file_when_the_pool_is_full(tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
@@ -139,6 +140,7 @@ def test_a_full_backing_file_loses_nothing_and_is_warned_of(
         assert memory.statistics.lost_pages == 0
 
 
+@pytest.mark.slow
 @needs_faults
 def test_check_names_damaged_pages_by_array_and_offset(memory: PagedMemory) -> None:
     first = memory.array(5 * PAGE, "i1")

@@ -203,6 +203,7 @@ def test_threads_find_what_they_wrote_last_with_a_backing_file(tmp_path: Any) ->
         assert figures["lost_pages"] == 0
 
 
+@pytest.mark.slow
 def test_threads_that_fault_on_the_same_pages_at_once() -> None:
     with opened(pages=64, budget=16) as region:
         data = noisy(60)

@@ -44,6 +44,7 @@ def test_a_forked_child_has_no_part_of_it(region: Region) -> None:
     assert (array == 3).all()
 
 
+@pytest.mark.slow
 def test_a_touch_in_a_forked_child_ends_it_and_harms_nobody(region: Region) -> None:
     data = noisy(100)
     array = filled(region, data)
@@ -53,6 +54,7 @@ def test_a_touch_in_a_forked_child_ends_it_and_harms_nobody(region: Region) -> N
     np.testing.assert_array_equal(array, data)
 
 
+@pytest.mark.slow
 def test_arrays_that_go_in_a_forked_child_stay_with_the_parent() -> None:
     with opened() as region:
         data = noisy(100)

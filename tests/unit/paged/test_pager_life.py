@@ -111,6 +111,7 @@ def test_memory_that_is_not_of_one_array_is_not_found(region: Region) -> None:
         region.pager.find(address, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", ["evict", "prefetch", "pin", "unpin", "advise"])
 @pytest.mark.parametrize(
     "where", [(-1, 1), (0, -1), (256, 1), (250, 10), (1 << 60, 2), (5, (1 << 64) - 3)], ids=str
@@ -142,6 +143,7 @@ def test_views_of_every_kind_keep_the_memory(region: Region) -> None:
     assert region.figures["stored_pages"] == region.figures["resident_pages"] == 0
 
 
+@pytest.mark.slow
 def test_arrays_hold_the_pager_that_nobody_else_holds() -> None:
     with LeakCheck(), Engine("lz4", backend="sequential") as engine, SwapStore(engine) as store:
         before = tasks()

@@ -169,6 +169,7 @@ def test_memory_given_back_meanwhile_is_left_out_and_counted(program: Program) -
         assert times_known(pages) == 1
 
 
+@pytest.mark.slow
 def test_a_process_that_ends_midway_is_a_clear_error(program: Program) -> None:
     with ProcessMemory(program.pid, chunk_pages=16) as memory:
         chunks = memory.chunks()
@@ -179,6 +180,7 @@ def test_a_process_that_ends_midway_is_a_clear_error(program: Program) -> None:
             list(chunks)
 
 
+@pytest.mark.slow
 def test_a_process_that_is_gone_is_a_clear_error() -> None:
     with running() as program:
         pass
@@ -186,6 +188,7 @@ def test_a_process_that_is_gone_is_a_clear_error() -> None:
         ProcessMemory(program.pid)
 
 
+@pytest.mark.slow
 def test_a_zombie_has_no_memory(program: Program) -> None:
     program.child.send_signal(signal.SIGKILL)
     os.waitid(os.P_PID, program.pid, os.WEXITED | os.WNOWAIT)
@@ -193,6 +196,7 @@ def test_a_zombie_has_no_memory(program: Program) -> None:
         ProcessMemory(program.pid)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 def test_a_process_of_another_user_is_a_clear_error(program: Program) -> None:
     os.seteuid(65534)
@@ -298,6 +302,7 @@ def gone(pidfd: int, timeout_s: float) -> bool:
     return bool(select.select([pidfd], [], [], timeout_s)[0])
 
 
+@pytest.mark.slow
 def test_a_workload_that_cannot_be_built_says_why() -> None:
     workload = Workload("many")  # type: ignore[arg-type] # what the child cannot read
     with pytest.raises(BatchzipError, match=r"ended early: ValueError"):

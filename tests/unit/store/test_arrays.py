@@ -77,6 +77,7 @@ def test_shape_type_and_bytes_are_kept(store: SwapStore, name: str) -> None:
         back[...] = np.zeros((), back.dtype)  # it is the caller's own
 
 
+@pytest.mark.slow
 @given(
     original=npst.arrays(
         npst.scalar_dtypes(), npst.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=40)

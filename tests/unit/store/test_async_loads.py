@@ -65,6 +65,7 @@ def test_a_task_that_only_loads_lets_others_run(store: SwapStore) -> None:
     assert turns >= 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page_size", [4 << 10, LARGE])
 def test_it_is_refused_after_close_and_in_a_forked_child(page_size: int) -> None:
     with Engine("lz4", backend="sequential", page_size=page_size) as engine:

@@ -108,6 +108,7 @@ def test_many_pages_leave_coldest_first_to_a_256th(store: SwapStore) -> None:
         latest = max(latest, *(rank[index // 100] for index in gone))
 
 
+@pytest.mark.slow
 def test_ages_stay_right_however_long_the_store_lives(store: SwapStore) -> None:
     put(store, 0)
     put(store, 1)

@@ -160,6 +160,7 @@ def threads() -> list[int]:
     return [int(task.name) for task in Path("/proc/self/task").iterdir()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["threads", "workers"])
 def test_cpus_may_be_taken_away_while_they_compress(backend: str) -> None:
     """CVE-2025-21693: zswap used what belonged to a CPU that had been unplugged meanwhile."""
@@ -219,6 +220,7 @@ def test_a_store_is_closed_in_the_middle_of_everything(seed: int) -> None:
                 user.result()
 
 
+@pytest.mark.slow
 def test_signals_may_come_in_thousands(tmp_path: Path) -> None:
     """pymemcache 47, pyownet 8: calls that a signal cut short were not made again."""
     pages = [noise(number) if number % 2 else text(number) for number in range(100)]

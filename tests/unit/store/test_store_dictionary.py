@@ -47,6 +47,7 @@ def test_a_dictionary_of_its_own_pages_shrinks_them(store: SwapStore) -> None:
         store.check_invariants()
 
 
+@pytest.mark.slow
 def test_pages_in_the_file_and_of_other_codecs_are_samples_too(tmp_path: Path) -> None:
     with (
         Engine("lz4", backend="sequential") as first,
@@ -62,6 +63,7 @@ def test_pages_in_the_file_and_of_other_codecs_are_samples_too(tmp_path: Path) -
         assert b"customer" in dictionary
 
 
+@pytest.mark.slow
 def test_a_damaged_page_teaches_nothing(store: SwapStore) -> None:
     store.store(0, [record(seed) for seed in range(400)])
     for index in range(100):
@@ -70,6 +72,7 @@ def test_a_damaged_page_teaches_nothing(store: SwapStore) -> None:
     assert store.counters.decompress_fail == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [0, -1, 100, "64k", 1 << 40])
 def test_a_size_that_cannot_be_is_refused(store: SwapStore, size: int) -> None:
     store.store(0, [record(seed) for seed in range(400)])
@@ -85,6 +88,7 @@ def test_too_few_pages_are_named(store: SwapStore) -> None:
         store.train_dictionary()
 
 
+@pytest.mark.slow
 def test_a_group_learns_from_its_own_pages(store: SwapStore) -> None:
     store.store(0, [record(seed) for seed in range(400)])
     group = store.group("texts")

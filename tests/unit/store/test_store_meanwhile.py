@@ -51,6 +51,7 @@ def mapping(store: SwapStore) -> Iterator[CompressedMapping]:
 # Stores
 
 
+@pytest.mark.slow
 def test_folios_that_are_refused_leave_no_descriptor_until_a_collection() -> None:
     """python-zstandard#116, python-isal#166: what an error ended kept its buffers."""
     with (
@@ -81,6 +82,7 @@ class _Closing:
         return 1_000_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [

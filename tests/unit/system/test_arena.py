@@ -310,6 +310,7 @@ def test_memory_is_returned_also_after_close() -> None:
         os.close(watch)
 
 
+@pytest.mark.slow
 def test_an_array_outlives_an_engine_that_is_gone() -> None:
     engine = make_engine()
     array = filled(engine, make_pages(10))
@@ -338,6 +339,7 @@ def test_more_than_there_is_is_refused_before_the_kernel_kills_anybody(
     assert failure.value.errno == errno.ENOMEM
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("module", "name"), [(os, "posix_fallocate"), (mmap, "mmap")])
 def test_an_array_that_cannot_be_had_leaves_nothing_held_and_the_arena_usable(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, module: Any, name: str
@@ -404,6 +406,7 @@ def test_an_array_that_has_the_id_of_one_that_is_gone_is_not_taken_for_it() -> N
 # Processes and threads
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_forked_childs_end_of_its_copies_frees_nothing_and_its_writes_are_seen(
     engine: Engine,
@@ -481,6 +484,7 @@ def test_an_interrupt_at_any_line_loses_no_range_and_no_memory() -> None:
     arena.close()
 
 
+@pytest.mark.slow
 def test_what_a_forked_child_loses_is_the_parents() -> None:
     arena = Arena()
     array = arena.array(10, PAGE)

@@ -146,6 +146,7 @@ os.close(fd)
 # Whose a number is
 
 
+@pytest.mark.slow
 def test_a_forked_child_closes_no_file_of_the_program_after_a_store_was_closed(
     store: SwapStore,
 ) -> None:
@@ -265,6 +266,7 @@ def lose_what_could_not_be_made(engine: Engine, folder: Path) -> None:
         attach(f"/proc/{os.getpid()}/fd/100000")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "lose",
     [

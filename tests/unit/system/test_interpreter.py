@@ -112,6 +112,7 @@ def test_damaged_metadata_of_others_hurt_nobody(
     assert {"lz4", "zstd"} <= set(found)
 
 
+@pytest.mark.slow
 def test_no_figures_about_memory_and_processors_are_no_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

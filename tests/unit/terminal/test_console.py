@@ -65,6 +65,7 @@ def test_json_is_indented(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == '{\n  "a": 1\n}\n[\n 1\n]\n'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments", [["nonsense"], ["swap", "--limit", "x"], ["top", "--interval", "0"]]
 )

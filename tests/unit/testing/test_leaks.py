@@ -34,12 +34,14 @@ def caught(*names: str) -> Iterator[None]:
         assert name in str(failure.value)
 
 
+@pytest.mark.slow
 def test_a_child_process_is_caught() -> None:
     with caught("child process", "sys.stdin.read()", "descriptor", "pipe:"):
         child = subprocess.Popen(SLEEP, stdin=subprocess.PIPE)
     child.communicate()
 
 
+@pytest.mark.slow
 def test_a_child_that_nobody_waited_for_is_caught() -> None:
     with caught("child process", "state Z"):
         pid = os.posix_spawn(sys.executable, [sys.executable, "-S", "-c", ""], os.environ)
@@ -47,6 +49,7 @@ def test_a_child_that_nobody_waited_for_is_caught() -> None:
     os.waitpid(pid, 0)
 
 
+@pytest.mark.slow
 def test_a_childs_child_is_caught() -> None:
     source = f"import subprocess, sys; subprocess.run({SLEEP!r})"
     with caught("import subprocess", "import sys; sys.stdin.read()"):
@@ -60,6 +63,7 @@ def test_a_childs_child_is_caught() -> None:
     child.communicate()
 
 
+@pytest.mark.slow
 def test_a_child_started_by_another_thread_is_caught() -> None:
     ended = threading.Event()
     started = threading.Event()
@@ -79,6 +83,7 @@ def test_a_child_started_by_another_thread_is_caught() -> None:
     children[0].communicate()
 
 
+@pytest.mark.slow
 def test_a_descriptor_is_caught_with_what_it_refers_to(tmp_path: Path) -> None:
     path = tmp_path / "left open"
     with caught("descriptor", str(path)):
@@ -86,6 +91,7 @@ def test_a_descriptor_is_caught_with_what_it_refers_to(tmp_path: Path) -> None:
     os.close(fd)
 
 
+@pytest.mark.slow
 def test_a_descriptor_in_the_place_of_another_is_caught(tmp_path: Path) -> None:
     fd = os.open(tmp_path, os.O_RDONLY)
     with caught(f"descriptor {fd}", "/dev/null"):
@@ -95,6 +101,7 @@ def test_a_descriptor_in_the_place_of_another_is_caught(tmp_path: Path) -> None:
     os.close(fd)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("daemon", [True, False])
 def test_a_thread_is_caught_daemon_or_not(daemon: bool) -> None:
     end = threading.Event()
@@ -105,12 +112,14 @@ def test_a_thread_is_caught_daemon_or_not(daemon: bool) -> None:
     thread.join()
 
 
+@pytest.mark.slow
 def test_a_segment_is_caught() -> None:
     with caught("shared memory mapped: /memfd:batchzip-forgotten", "descriptor"):
         segment = Segment(4096, name="batchzip-forgotten")
     segment.close()
 
 
+@pytest.mark.slow
 def test_a_mapping_whose_descriptor_is_closed_is_caught() -> None:
     with caught("shared memory mapped: /memfd:batchzip-forgotten"):
         segment = Segment(4096, name="batchzip-forgotten")
@@ -121,6 +130,7 @@ def test_a_mapping_whose_descriptor_is_closed_is_caught() -> None:
     gc.collect()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sem.test-{}-x", "batchzip-test-{}"])
 def test_a_file_in_shared_memory_is_caught(name: str) -> None:
     path = Path("/dev/shm", name.format(os.getpid()))
@@ -129,6 +139,7 @@ def test_a_file_in_shared_memory_is_caught(name: str) -> None:
     path.unlink()
 
 
+@pytest.mark.slow
 def test_a_mapped_file_in_shared_memory_is_caught_under_any_name() -> None:
     path = Path("/dev/shm", f"anything{os.urandom(8).hex()}")
     with caught(f"shared memory mapped: {path}"):
@@ -139,6 +150,7 @@ def test_a_mapped_file_in_shared_memory_is_caught_under_any_name() -> None:
     path.unlink()
 
 
+@pytest.mark.slow
 def test_an_engine_that_is_not_closed_is_caught_with_all_it_has() -> None:
     with caught("child process", "thread: <Thread(batchzip-supervisor", "/memfd:batchzip-ring"):
         engine = Engine("lz4", backend="workers", workers=1)
@@ -152,6 +164,7 @@ def test_what_is_about_to_end_is_waited_for() -> None:
         threading.Timer(0.1, lambda: None).start()
 
 
+@pytest.mark.slow
 def test_what_only_a_collection_frees_is_collected() -> None:
     class Cycle:
         def __init__(self) -> None:
@@ -162,6 +175,7 @@ def test_what_only_a_collection_frees_is_collected() -> None:
         Cycle()
 
 
+@pytest.mark.slow
 def test_what_was_there_before_and_what_is_cleaned_up_is_no_leak(tmp_path: Path) -> None:
     def open_and_close() -> None:
         with Segment(4096), (tmp_path / "file").open("w"):

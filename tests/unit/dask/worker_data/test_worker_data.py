@@ -212,6 +212,7 @@ _STEPS = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(_STEPS)
 def test_it_is_a_dictionary_whatever_is_live_compressed_or_on_disk(

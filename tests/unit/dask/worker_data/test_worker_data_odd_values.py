@@ -69,6 +69,7 @@ class Unpicklable:
         return 100_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "said"),
     [
@@ -141,6 +142,7 @@ class SaysOdd:
 sizeof.register(SaysOdd, lambda value: value.size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "value",
     [

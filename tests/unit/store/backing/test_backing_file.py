@@ -268,6 +268,7 @@ def killed_owner_of(path: Path) -> None:
     assert done.returncode == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_what_a_killed_owner_left_is_taken_over(tmp_path: Path) -> None:
     path = empty_file(tmp_path / "swap")
     killed_owner_of(path)

@@ -329,6 +329,7 @@ def test_a_descriptor_that_somebody_closes_loses_only_the_file(
     store.close()
 
 
+@pytest.mark.slow
 def test_without_a_descriptor_nothing_is_claimed(tmp_path: Path, stack: ExitStack) -> None:
     own = stack.enter_context((tmp_path / "own").open("w+b"))
     there = made(Path.touch, tmp_path / "there")

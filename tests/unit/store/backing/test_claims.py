@@ -259,6 +259,7 @@ def test_a_killed_owner_uses_nothing_though_its_forked_child_lives(path: Path) -
             os.kill(child, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_child_closes_only_what_is_the_claims(path: Path, stack: ExitStack) -> None:
     """A program may have closed the descriptor, and opened something else under its number."""
     with opened(path) as file:
@@ -323,6 +324,7 @@ USES: dict[str, Callable[[SwapStore], object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use", USES)
 def test_a_store_that_is_dropped_lets_go_of_its_file_at_once(
     engine: Engine, use: str, path: Path
@@ -340,6 +342,7 @@ def test_a_store_that_is_dropped_lets_go_of_its_file_at_once(
         gc.enable()
 
 
+@pytest.mark.slow
 def test_of_many_threads_one_gets_the_file(path: Path) -> None:
     together = threading.Barrier(4)
     got: list[BackingFile] = []

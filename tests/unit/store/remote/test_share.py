@@ -216,6 +216,7 @@ def test_readers_beside_an_owner_that_changes_everything(engine: Engine, tmp_pat
 # Torn entries, made by hand
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "tear", ["value", "rest"], ids=["the value is new", "what it is said to be is new"]
 )

@@ -61,6 +61,7 @@ def _first_page(share: Share) -> bytes:
         return view.load(0)
 
 
+@pytest.mark.slow
 def test_loky_takes_a_share(store: SwapStore) -> None:
     store.store(0, PAGES)
     executor = loky.ProcessPoolExecutor(max_workers=1)
@@ -70,6 +71,7 @@ def test_loky_takes_a_share(store: SwapStore) -> None:
         executor.shutdown(kill_workers=True)
 
 
+@pytest.mark.slow
 def test_a_process_that_knows_the_address_alone_can_attach(store: SwapStore) -> None:
     store.store(0, PAGES)
     script = "import batchzip, sys; print(batchzip.attach(sys.argv[1]).load(2) == bytes(4096))"

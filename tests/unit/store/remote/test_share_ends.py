@@ -53,6 +53,7 @@ def test_a_closed_view_says_so(store: SwapStore) -> None:
     assert store.load(0) == PAGES[0]
 
 
+@pytest.mark.slow
 def test_a_forked_child_has_to_attach_anew(store: SwapStore) -> None:
     store.store(0, PAGES)
     view = store.share().attach()
@@ -69,6 +70,7 @@ def test_a_forked_child_has_to_attach_anew(store: SwapStore) -> None:
     view.close()
 
 
+@pytest.mark.slow
 def test_a_forked_child_closes_nothing_that_has_the_descriptor_of_a_closed_store(
     engine: Engine,
 ) -> None:

@@ -272,6 +272,7 @@ def test_an_owner_that_is_stopped_answers_too_late_and_its_pages_are_read(
 # Forks, signals, threads
 
 
+@pytest.mark.slow
 def test_a_forked_child_has_nothing_of_the_server(shared: SwapStore) -> None:
     number = int(Path(shared.share().address).name)
     server = shared._servers[0]
@@ -317,6 +318,7 @@ def ringing(call: Callable[[], object]) -> Iterator[list[int]]:
         signal.signal(signal.SIGALRM, before)
 
 
+@pytest.mark.slow
 def test_a_signal_handler_may_do_all_that_it_interrupts(shared: SwapStore) -> None:
     shared.group("one").store(0, text(1))
     with shared.share().attach() as reader:
@@ -342,6 +344,7 @@ def load_until_closed(reader: StoreView, begun: threading.Barrier) -> type[BaseE
         return type(error)
 
 
+@pytest.mark.slow
 def test_a_view_can_be_closed_while_others_load(shared: SwapStore) -> None:
     with ThreadPoolExecutor(4) as executor:
         for _ in range(20):

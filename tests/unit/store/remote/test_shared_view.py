@@ -241,6 +241,7 @@ def grow(store: SwapStore, stored: list[int]) -> None:
         store.store(number << 9, word(number))
 
 
+@pytest.mark.slow
 def test_a_reader_follows_a_store_that_grows(engine: Engine) -> None:
     with SwapStore(engine) as store, store.share().attach() as view:
         stored: list[int] = []
@@ -303,6 +304,7 @@ def test_tables_and_words_are_written_by_their_owner_only(store: SwapStore) -> N
     store.check_invariants()
 
 
+@pytest.mark.slow
 def test_a_ring_is_written_by_its_worker_and_its_owner_only() -> None:
     with Engine("lz4", backend="workers", workers=1) as engine:
         assert engine.wait_ready(60)
