@@ -272,9 +272,9 @@ def test_a_signal_ends_the_wait_for_an_entry_that_does_not_fit(
         raise _RangError
 
     before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, 0.02)
     try:
         with pytest.raises(_RangError):
+            signal.setitimer(signal.ITIMER_REAL, 0.02)
             view.load_many([0])
     finally:
         signal.signal(signal.SIGALRM, before)
