@@ -146,7 +146,7 @@ def test_an_interrupt_leaves_all_of_a_batch_or_nothing(pool: Pool) -> None:
     try:
         for delay in range(1, 15):
             objects = len(pool)
-            with pytest.raises(KeyboardInterrupt):
+            with pytest.raises(KeyboardInterrupt):  # noqa: PT012 - wherever it comes
                 signal.setitimer(signal.ITIMER_REAL, delay / 3000)
                 churn_for_ever()
             assert len(pool) - objects in (0, len(batch))

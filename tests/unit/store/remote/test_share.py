@@ -273,7 +273,7 @@ def test_a_signal_ends_the_wait_for_an_entry_that_does_not_fit(
 
     before = signal.signal(signal.SIGALRM, ring)
     try:
-        with pytest.raises(_RangError):
+        with pytest.raises(_RangError):  # noqa: PT012 - wherever it comes
             signal.setitimer(signal.ITIMER_REAL, 0.02)
             view.load_many([0])
     finally:
