@@ -17,11 +17,11 @@ asan $unit/pool tests/model/test_pool_model.py -k 'not 300000'
 tsan $unit/pool/test_pool_faults.py -k 'threads or interrupt or forked'
 asan $unit/backends/test_backends.py -k 'Thread or Sequential'
 asan $unit/store/test_store.py $unit/store/test_bit_flips.py tests/faults/test_memory.py \
-    tests/faults/test_reentry.py $unit/core/records/*.py $unit/core/slices/*.py \
+    tests/faults/test_reentry.py $unit/core/records $unit/core/slices \
     tests/model/test_records_model.py tests/model/test_slices_model.py \
     $unit/mapping/test_{mapping_cache,mapping_keys,mapping_batches,mapping_dictionary,cached}.py -k 'not file'
 tsan $unit/store/test_store_threads.py tests/faults/test_memory.py $unit/mapping/test_mapping_{cache,batches}.py \
-    $unit/core/records/*.py $unit/core/slices/*.py \
+    $unit/core/records $unit/core/slices \
     -k 'linearizable or whole_or_not or wavers or at_random or whole_values or lanes or single_calls'
 asan $unit/paged/test_pager*.py tests/faults/test_paged_{without_memory,full,damage}.py -k 'not limit'
 tsan $unit/paged/test_pager*.py -k 'threads_find or beside or come_and_go or at_once or prefetch or smaller'
