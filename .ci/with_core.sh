@@ -13,7 +13,7 @@ root=$PWD
 python=$root/.venv/bin/python
 tree=$root/build/trees/$profile
 if [ "$profile" = fuzz ] && [ -z "${CC:-}" ]; then
-    CC=$(compgen -c clang | grep -xE 'clang(-[0-9]+)?' | sort -V | tail -1)
+    CC=$(compgen -c clang | grep -xE 'clang(-[0-9]+)?' | sort -V | tail -1 || true)
     export CC=${CC:?the profile fuzz needs clang: apt install clang}
 fi
 if [ -z "${KEEP_TREE:-}" ] || [ ! -d "$tree" ]; then
