@@ -182,7 +182,6 @@ def test_signals_at_random_moments_leave_nothing_under_way(
     if isinstance(engine.backend, LanesBackend):
         engine.backend.divider.generous = generous
     load = Load(engine.codec, 300)
-    calls = Calls(engine)
     rng = np.random.default_rng((seed, times))
     batches = [
         (kind, load.make_batch(engine, kind, 0, count), count / 300 * 3e-3)
@@ -193,7 +192,7 @@ def test_signals_at_random_moments_leave_nothing_under_way(
     for turn in turns(times):
         kind, batch, takes_s = batches[turn % len(batches)]
         came += 1
-        calls.request = None  # the signal may come before the batch is handed over
+        calls = Calls(engine)  # the signal may come before it has a request
         try:
             signal.setitimer(signal.ITIMER_REAL, rng.uniform(20e-6, takes_s))
             while True:
