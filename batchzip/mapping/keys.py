@@ -133,13 +133,15 @@ class Keys:
 
     def back(self, plain: list[Any]) -> list[Any]:
         """Return the user's keys of plain keys. Leave out keys whose objects were dropped."""
-        return [key for _, key in self.pairs(plain)]
+        return [key for key in self._all_keys(plain) if key is not _DROPPED]
 
     def pairs(self, plain: list[Any]) -> list[tuple[Any, Any]]:
         """Return plain keys with the user's keys. Leave out keys whose objects were dropped."""
-        keys = (self._key(each) if isinstance(each, Opaque) else each for each in plain)
-        pairs = zip(plain, keys, strict=True)
+        pairs = zip(plain, self._all_keys(plain), strict=True)
         return [(each, key) for each, key in pairs if key is not _DROPPED]
+
+    def _all_keys(self, plain: list[Any]) -> list[Any]:
+        return [self._key(each) if isinstance(each, Opaque) else each for each in plain]
 
     def _key(self, plain: Opaque) -> Any:
         if plain.data is not None:
