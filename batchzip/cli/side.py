@@ -6,13 +6,13 @@ import os
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from batchzip.arguments.buffers import as_view
 from batchzip.errors import CorruptPage, PageNotStored, StoreRejected
+from batchzip.system.processes import process_stat
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -145,10 +145,7 @@ class WorkerCpu:
 def _cpu_s(pid: int) -> float | None:
     """Return the user and system time of a process with all its threads, or None if it ended."""
     try:
-        status = Path(f"/proc/{pid}/stat").read_bytes()
+        _, fields = process_stat(pid)
     except OSError:
         return None
-    # The name before the last ")" may contain blanks. utime and stime are fields 14 and 15
-    # (proc(5)).
-    fields = status[status.rindex(b")") + 2 :].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # utime and stime

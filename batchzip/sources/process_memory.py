@@ -27,6 +27,7 @@ import numpy as np
 
 from batchzip.errors import BadArgument, UnreadableProcess
 from batchzip.system.lifetime import Closing
+from batchzip.system.processes import process_stat
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -224,10 +225,10 @@ class ProcessMemory(Closing):
 def _is_zombie(pid: int) -> bool:
     """Return whether a process has ended, and waits for its parent to ask."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
+        _, fields = process_stat(pid)
     except OSError:
         return False
-    return stat.rpartition(b")")[2].split()[0] in (b"Z", b"X")
+    return fields[0] in ("Z", "X")
 
 
 def _without_memory(pid: int) -> UnreadableProcess:

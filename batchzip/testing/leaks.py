@@ -23,6 +23,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from batchzip.system.processes import process_stat
+
 if TYPE_CHECKING:
     from types import TracebackType
 
@@ -211,6 +213,5 @@ def _parent_of(pid: int) -> int:
 
 def _stat(pid: int) -> tuple[int, str, str, int, int]:
     """Return PID, name, state, parent and start time of a process: see proc_pid_stat(5)."""
-    head, _, tail = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")
-    fields = tail.split()
-    return pid, head.partition("(")[2], fields[0], int(fields[1]), int(fields[19])
+    name, fields = process_stat(pid)
+    return pid, name, fields[0], int(fields[1]), int(fields[19])
