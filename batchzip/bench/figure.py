@@ -91,22 +91,6 @@ class Figure:
         return len(self.values)
 
 
-def figure(
-    labels: Labels,
-    contender: str,
-    quantity: str,
-    values: Sequence[float],
-    ratio: float | None = None,
-    remark: str = "",
-) -> Figure:
-    """Return the figure of a contender from its values, one per round and at least one.
-
-    Six digits are kept, which is more than any measurement has.
-    """
-    kept = tuple(float(f"{value:.6g}") for value in values)
-    return Figure(dict(labels), contender, quantity, kept, ratio, remark)
-
-
 @dataclass(slots=True)
 class Result:
     """The figures of one run.
@@ -140,8 +124,12 @@ class Result:
         ratio: float | None = None,
         remark: str = "",
     ) -> None:
-        """Add a figure: see `figure`."""
-        self.figures.append(figure(labels, contender, quantity, values, ratio, remark))
+        """Add the figure of a contender from its values, one per round and at least one.
+
+        Six digits are kept, which is more than any measurement has.
+        """
+        kept = tuple(float(f"{value:.6g}") for value in values)
+        self.figures.append(Figure(dict(labels), contender, quantity, kept, ratio, remark))
 
     def of(self, **labels: str | int) -> list[Figure]:
         """Return the figures with these labels."""

@@ -34,23 +34,19 @@ _HARD_PEERS = "--pages 1024 --rounds 5 --batches 8,256 --algorithms lz4,zstd:1"
 
 @dataclass(frozen=True)
 class Run:
-    """A benchmark with its options, in full and in short."""
+    """The options of a benchmark, in full and in short."""
 
-    script: str
     full: str = ""
     short: str = ""
 
 
 RUNS = {
-    "bench": Run(
-        "batchzip", "bench --rounds 7 --pages 1024", "bench --rounds 1 --pages 512 --algorithms lz4"
-    ),
-    "compress": Run("compress", "", "--rounds 1 --pages 512 --batches 8,256"),
-    "peers": Run("peers", "", "--rounds 1 --pages 512 --batches 8,256 --algorithms lz4,zstd:1"),
-    "swap": Run("swap", "", "--rounds 1 --pages 1024 --algorithms lz4"),
+    "bench": Run("--rounds 7 --pages 1024", "--rounds 1 --pages 512 --algorithms lz4"),
+    "compress": Run("", "--rounds 1 --pages 512 --batches 8,256"),
+    "peers": Run("", "--rounds 1 --pages 512 --batches 8,256 --algorithms lz4,zstd:1"),
+    "swap": Run("", "--rounds 1 --pages 1024 --algorithms lz4"),
     **{
         f"peers-{kind}": Run(
-            "peers",
             f"--workload {kind} {_HARD_PEERS}",
             f"--workload {kind} --rounds 1 --pages 256 --batches 8 --algorithms lz4",
         )
@@ -58,56 +54,45 @@ RUNS = {
     },
     **{
         f"swap-{kind}": Run(
-            "swap",
             f"--workload {kind} --pages 8192 --algorithms lz4",
             f"--workload {kind} --rounds 1 --pages 512 --algorithms lz4",
         )
         for kind in HARD
     },
-    "usemem": Run("usemem", "", "--rounds 1 --mib 1 --clients 4 --algorithms lz4"),
-    "growth": Run("growth", "--largest 10000000", "--rounds 1 --largest 10000"),
+    "usemem": Run("", "--rounds 1 --mib 1 --clients 4 --algorithms lz4"),
+    "growth": Run("--largest 10000000", "--rounds 1 --largest 10000"),
     **{
         f"scaling-{batch}": Run(
-            "scaling",
             f"--batch {batch}",
             f"--batch {min(batch, 256)} --rounds 1 --pages 256 --algorithms lz4",
         )
         for batch in (8, 64, 256, 1024)
     },
-    "pool": Run("pool", "", "--rounds 1 --pages 512 --largest 10000"),
-    "store": Run("store", "", "--rounds 1 --pages 512 --algorithms lz4"),
+    "pool": Run("", "--rounds 1 --pages 512 --largest 10000"),
+    "store": Run("", "--rounds 1 --pages 512 --algorithms lz4"),
     "store-clients-16": Run(
-        "store",
         "--parts clients --threads 16",
         "--parts clients --threads 16 --rounds 1 --pages 512 --algorithms lz4",
     ),
-    "steps": Run("steps", "", "--rounds 1 --pages 512"),
-    "values": Run("values", "", "--rounds 1 --values 500 --timed 128"),
-    "floats": Run("floats", "", "--rounds 1"),
-    "paged": Run("paged", "", "--rounds 1 --mib 48 --workload-mib 48 --works touches,group-by"),
-    "fault_threads": Run(
-        "fault_threads", "", "--rounds 1 --mib 48 --fault-threads 1,2 --readers 1,4"
-    ),
-    "cluster-latency": Run(
-        "cluster", "--parts latency", "--parts latency --rounds 1 --seconds 0.2"
-    ),
+    "steps": Run("", "--rounds 1 --pages 512"),
+    "values": Run("", "--rounds 1 --values 500 --timed 128"),
+    "floats": Run("", "--rounds 1"),
+    "paged": Run("", "--rounds 1 --mib 48 --workload-mib 48 --works touches,group-by"),
+    "fault_threads": Run("", "--rounds 1 --mib 48 --fault-threads 1,2 --readers 1,4"),
+    "cluster-latency": Run("--parts latency", "--parts latency --rounds 1 --seconds 0.2"),
     "cluster-throughput": Run(
-        "cluster",
         "--parts throughput",
         "--parts throughput --rounds 1 --seconds 0.2 --workers 2 --clients 1",
     ),
-    "cluster-cases": Run("cluster", "--parts cases", "--parts cases --cases retire_workers"),
+    "cluster-cases": Run("--parts cases", "--parts cases --cases retire_workers"),
     "worker_data": Run(
-        "worker_data",
         "",
         "--rounds 1 --mib 64 --data dask,batchzip --works persist-frame,rechunk-tasks",
     ),
-    "dask_backlog": Run("dask_backlog", "", "--rounds 1 --batches 500"),
-    "dask_hosts": Run(
-        "dask_hosts", "", "--hosts 1 --algorithms lz4 --batches 16 --seconds 0.5 --cpu 50"
-    ),
+    "dask_backlog": Run("", "--rounds 1 --batches 500"),
+    "dask_hosts": Run("", "--hosts 1 --algorithms lz4 --batches 16 --seconds 0.5 --cpu 50"),
 }
-"""By result. The names before a hyphen are those of scripts."""
+"""By result. The part of a name before a hyphen is the script; `bench` is of the command."""
 
 NEED_ROOT = ("dask_hosts",)
 
@@ -127,9 +112,10 @@ def command_of(name: str, *, short: bool) -> list[str]:
             spec = importlib.util.find_spec(package)
             if spec is not None and spec.origin is not None:
                 words.append(str(Path(spec.origin).parent / path))
-    if run.script == "batchzip":
-        return [str(BATCHZIP), *words]
-    return [sys.executable, str(HERE / f"{run.script}.py"), *words]
+    script = name.partition("-")[0]
+    if script == "bench":
+        return [str(BATCHZIP), "bench", *words]
+    return [sys.executable, str(HERE / f"{script}.py"), *words]
 
 
 def main() -> int:

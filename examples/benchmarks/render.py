@@ -60,7 +60,7 @@ class Rendering:
         blocks.results = results
 
     def document(self, name: str) -> str:
-        """Return a document with its blocks made anew."""
+        """Return a document with its blocks made from the results."""
         text = (ROOT / name).read_text(encoding="utf-8")
         return str(self.cog.process_string(text, fname=name))
 

@@ -22,7 +22,7 @@ from batchzip.bench.ahead import ahead
 from batchzip.bench.algorithm import Algorithm, parse_algorithms
 from batchzip.bench.compare import compare
 from batchzip.bench.compressors import Load
-from batchzip.bench.figure import Result, figure, load
+from batchzip.bench.figure import Figure, Result, load
 from batchzip.bench.lanes import cpu_seconds, hand_over, idle
 from batchzip.bench.limit import Limit
 from batchzip.bench.pages import KINDS, PAGE, Source, for_codecs
@@ -226,7 +226,7 @@ def a_result(**medians: float) -> Result:
     result = Result({}, {"compress": "bare"})
     for contender, median in medians.items():
         values = [median * 0.99, median, median * 1.01]
-        result.figures.append(figure({"benchmark": "compress"}, contender, "µs", values))
+        result.add({"benchmark": "compress"}, contender, "µs", values)
     return result
 
 
@@ -246,7 +246,7 @@ def test_whoever_is_ahead_is_named_and_no_one_else() -> None:
 
 def test_a_change_within_the_spread_is_none() -> None:
     old, new = a_result(workers=10), a_result(workers=10)
-    noisy = figure({"benchmark": "compress"}, "workers", "µs", [8, 12, 14])
+    noisy = Figure({"benchmark": "compress"}, "workers", "µs", (8, 12, 14))
     new.figures[0] = noisy
     assert compare(old, new).changes[0].verdict == "same"
     assert compare(old, a_result(workers=12)).changes[0].verdict == "slower"
@@ -256,7 +256,7 @@ def test_a_change_within_the_spread_is_none() -> None:
 
 def test_a_single_round_says_nothing() -> None:
     single = Result({}, {"compress": "bare"})
-    single.figures.append(figure({"benchmark": "compress"}, "workers", "µs", [10]))
+    single.add({"benchmark": "compress"}, "workers", "µs", [10])
     with pytest.raises(BadArgument, match="3 rounds"):
         compare(a_result(workers=1), single)
 

@@ -8,7 +8,7 @@ import pytest
 
 from batchzip.bench import compress, swap
 from batchzip.bench.compare import compare
-from batchzip.bench.figure import Result, figure
+from batchzip.bench.figure import Result
 from batchzip.bench.table import print_changes, print_result
 
 NAMES = ["bare", "sequential", "threads", "workers", "workers, half in file", "blosc2 1 MiB"]
@@ -28,10 +28,10 @@ def a_result(scale: float = 1.0) -> Result:
                     "batch": batch,
                 }
                 values = [(10 + at + share) * factor for share in (0.0, 0.5, 1.0)]
-                result.figures.append(figure(labels, name, compress.QUANTITY, values, 2.75))
+                result.add(labels, name, compress.QUANTITY, values, 2.75)
         for quantity in swap.QUANTITIES:
             labels = {"benchmark": "swap", "algorithm": "zstd 1"}
-            result.figures.append(figure(labels, name, quantity, [1234.5 + at]))
+            result.add(labels, name, quantity, [1234.5 + at])
     result.note("zram: only root may make a device")
     return result
 

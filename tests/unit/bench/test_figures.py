@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from batchzip.bench.figure import Figure, Result, figure, load, parse
+from batchzip.bench.figure import Figure, Result, load, parse
 from batchzip.bench.spread import Spread
 from batchzip.errors import BadArgument
 
@@ -47,12 +47,15 @@ def test_what_is_kept_is_read_again(tmp_path: Path) -> None:
 
 
 def test_every_round_is_kept_and_the_spread_follows_from_them() -> None:
-    one = figure(LABELS, "threads", "µs", [1.0, 2.0, 30.0, 1.23456789])
+    result = Result({}, {})
+    result.add(LABELS, "threads", "µs", [1.0, 2.0, 30.0, 1.23456789])
+    result.add(LABELS, "workers", "µs", [7.0])
+    one, single = result.figures
     assert one.values == (1.0, 2.0, 30.0, 1.23457)
     assert (one.rounds, one.high) == (4, 9.0)
     assert one.median == pytest.approx(1.617285)
     assert one.low == pytest.approx(1.1759275)
-    assert figure(LABELS, "threads", "µs", [7.0]).spread == Spread(7.0, 7.0, 7.0)
+    assert single.spread == Spread(7.0, 7.0, 7.0)
 
 
 def test_a_figure_is_set_against_its_baseline_round_by_round() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from batchzip.bench import compress, plot, swap
 from batchzip.bench.algorithm import parse_algorithms
-from batchzip.bench.figure import Result, figure, load
+from batchzip.bench.figure import Result, load
 from batchzip.cli import bench
 from batchzip.cli.main import main
 
@@ -33,7 +33,7 @@ def a_result(workers: float) -> Result:
             "batch": 8,
         }
         values = [median * 0.99, median, median * 1.01]
-        result.figures.append(figure(labels, contender, "µs", values, 2.0))
+        result.add(labels, contender, "µs", values, 2.0)
     return result
 
 
@@ -158,7 +158,7 @@ def test_a_figure_that_was_not_measured_is_told_by_the_exit_code(
 ) -> None:
     more, new = a_result(4.0), tmp_path / "new.json"
     labels: dict[str, Any] = {**more.figures[0].labels, "batch": 64}
-    more.figures.append(figure(labels, "workers", "µs", [1.0, 1.0, 1.0]))
+    more.add(labels, "workers", "µs", [1.0, 1.0, 1.0])
     more.save(new)
     assert main(["bench", "--compare", str(new), str(old)]) == 3
     assert "not measured, but in the old result: " in capsys.readouterr().out
