@@ -16,7 +16,7 @@ from loky.backend import resource_tracker as loky_tracker
 from support.dividing import divide_always
 from support.paged_region import Region, opened
 
-from batchzip import Engine, SwapStore
+from batchzip import CompressedMapping, Engine, SwapStore
 from batchzip.system.cpus import usable_cpus
 from batchzip.testing import LeakCheck, start_resource_trackers
 
@@ -180,3 +180,11 @@ def region() -> Iterator[Region]:
 def always_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give lanes their share of each batch, whatever it costs."""
     divide_always(monkeypatch)
+
+
+@pytest.fixture
+def mapping(store: SwapStore) -> Iterator[CompressedMapping]:
+    with CompressedMapping(store) as mapping:
+        yield mapping
+        if not mapping.closed:
+            mapping.check_invariants()

@@ -1,4 +1,4 @@
-"""A mapping on a store in memory."""
+"""A store with zstd, and a clock that can be moved on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from batchzip import CompressedMapping, Engine, SwapStore
+from batchzip import Engine, SwapStore
 from batchzip.core.records import shift_clock
 
 if TYPE_CHECKING:
@@ -18,13 +18,6 @@ def zstd() -> Iterator[SwapStore]:
     with Engine("zstd", level=1, backend="sequential") as engine, SwapStore(engine) as store:
         yield store
         store.check_invariants()
-
-
-@pytest.fixture
-def mapping(store: SwapStore) -> Iterator[CompressedMapping]:
-    with CompressedMapping(store) as mapping:
-        yield mapping
-        mapping.check_invariants()
 
 
 @pytest.fixture

@@ -28,14 +28,6 @@ MOST = 64 << 10
 """Bytes of a value that is compressed in one call; longer ones lie on pages."""
 
 
-@pytest.fixture
-def mapping(store: SwapStore) -> Iterator[CompressedMapping]:
-    with CompressedMapping(store) as mapping:
-        yield mapping
-        if not mapping.closed:
-            mapping.check_invariants()
-
-
 def test_its_repr_has_its_name_and_the_number_of_its_values(store: SwapStore) -> None:
     with CompressedMapping(store, name="rows") as mapping:
         mapping.update(a=b"1", b=b"2")

@@ -21,19 +21,11 @@ from batchzip import (
 from batchzip.core.records import shift_clock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
 MOST = 64 << 10
 """Bytes of a value that is compressed in one call; longer ones lie on pages."""
-
-
-@pytest.fixture
-def mapping(store: SwapStore) -> Iterator[CompressedMapping]:
-    with CompressedMapping(store) as mapping:
-        yield mapping
-        if not mapping.closed:
-            mapping.check_invariants()
 
 
 class Noting:

@@ -8,7 +8,7 @@ import fractions
 import math
 import numbers
 from collections import namedtuple
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,19 +20,8 @@ from batchzip import (
 )
 from batchzip.core.records import shift_clock
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 MOST = 64 << 10
 """Bytes of a value that is compressed in one call; longer ones lie on pages."""
-
-
-@pytest.fixture
-def mapping(store: SwapStore) -> Iterator[CompressedMapping]:
-    with CompressedMapping(store) as mapping:
-        yield mapping
-        if not mapping.closed:
-            mapping.check_invariants()
 
 
 class Plain(str):

@@ -17,17 +17,9 @@ from batchzip import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from batchzip import Group
-
-
-@pytest.fixture
-def mapping(store: SwapStore) -> Iterator[CompressedMapping]:
-    with CompressedMapping(store) as mapping:
-        yield mapping
-        if not mapping.closed:
-            mapping.check_invariants()
 
 
 # Mappings

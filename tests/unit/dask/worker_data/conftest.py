@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 from distributed.utils import RateLimiterFilter
+from support.worker_values import MIB
 
 from batchzip.dask import WorkerData
-
-MIB = 1 << 20
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,21 +14,12 @@ from distributed import Client, LocalCluster, wait
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.cluster.fixtures import offloading  # noqa: F401 - used by every test
+from support.worker_values import MIB, an_array, some_noise
 
 from batchzip.dask import WorkerData
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-MIB = 1 << 20
-
-
-def an_array(seed: int, size: int = 256 << 10) -> np.ndarray:
-    return np.random.default_rng(seed).poisson(3, size // 8)
-
-
-def some_noise(seed: int, size: int = 256 << 10) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, size, np.uint8)
 
 
 def test_the_coldest_values_are_compressed_and_come_back_equal(data: WorkerData) -> None:

@@ -13,6 +13,7 @@ import pytest
 from distributed.spill import SpilledSize
 from distributed.system import MEMORY_LIMIT
 from support.cluster.fixtures import offloading  # noqa: F401 - used by every test
+from support.worker_values import MIB, some_noise
 
 from batchzip import BadArgument, ClosedError
 from batchzip.dask import WorkerData
@@ -20,12 +21,6 @@ from batchzip.testing import LeakCheck
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-MIB = 1 << 20
-
-
-def some_noise(seed: int, size: int = 256 << 10) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, size, np.uint8)
 
 
 def test_it_counts_what_dask_counts(data: WorkerData) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from dask.sizeof import sizeof
 from support.cluster.fixtures import offloading  # noqa: F401 - used by every test
+from support.worker_values import MIB, an_array, some_noise
 
 from batchzip import ClosedError
 from batchzip.dask import WorkerData
@@ -19,16 +20,6 @@ from batchzip.testing.plain import in_threads
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-MIB = 1 << 20
-
-
-def an_array(seed: int, size: int = 256 << 10) -> np.ndarray:
-    return np.random.default_rng(seed).poisson(3, size // 8)
-
-
-def some_noise(seed: int, size: int = 256 << 10) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, size, np.uint8)
 
 
 class OwnError(Exception):

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from support.worker_values import MIB
 
 from batchzip.dask import WorkerData
-
-MIB = 1 << 20
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from support.worker_values import files_of
+from support.worker_values import MIB, files_of, noise
 
 from batchzip import ClosedError, StoreRejected
 from batchzip.dask import WorkerData
@@ -19,12 +19,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from batchzip.dask.raw_files import FileRange
-
-MIB = 1 << 20
-
-
-def noise(seed: int, size: int = MIB) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, size, np.uint8)
 
 
 def test_raw_files_end_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

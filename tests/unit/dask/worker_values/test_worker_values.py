@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from support.worker_values import files_of, kept
+from support.worker_values import MIB, counts, files_of, kept, noise, text
 
 from batchzip import CorruptValue
 from batchzip.dask import WorkerData
@@ -19,21 +19,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from batchzip.arguments.buffers import Flat
-
-MIB = 1 << 20
-
-
-def noise(seed: int, size: int = MIB) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, size, np.uint8)
-
-
-def counts(seed: int, size: int = MIB) -> np.ndarray:
-    return np.random.default_rng(seed).poisson(3, size // 8)
-
-
-def text(seed: int, size: int = MIB) -> np.ndarray:
-    words = np.array([b"order   ", b"customer", b"invoice ", b"paid    "])
-    return np.random.default_rng(seed).choice(words, size // 8).view(np.uint8)
 
 
 def written(data: WorkerData) -> float:

@@ -10,7 +10,7 @@ import pytest
 from distributed import Worker
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.worker_values import kept
+from support.worker_values import counts, kept, noise, text
 
 from batchzip.dask import WorkerData
 from batchzip.dask.compressed_values import CompressedValues, NoRoom
@@ -18,9 +18,6 @@ from batchzip.testing.plain import in_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-
-MIB = 1 << 20
 
 
 class _Pickled:
@@ -32,19 +29,6 @@ class _Pickled:
     def __reduce__(self) -> tuple[type, tuple[int]]:
         self.work()
         return int, (7,)
-
-
-def noise(seed: int, size: int = MIB) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, size, np.uint8)
-
-
-def counts(seed: int, size: int = MIB) -> np.ndarray:
-    return np.random.default_rng(seed).poisson(3, size // 8)
-
-
-def text(seed: int, size: int = MIB) -> np.ndarray:
-    words = np.array([b"order   ", b"customer", b"invoice ", b"paid    "])
-    return np.random.default_rng(seed).choice(words, size // 8).view(np.uint8)
 
 
 @pytest.mark.parametrize("early", [True, False], ids=["before", "after"])
