@@ -34,13 +34,15 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
+from batchzip.bench.figure import describe_machine
+
 ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / "build/campaign"
 RECORD = ROOT / "docs/reliability.jsonl"
 PAGE = ROOT / "docs/reliability.md"
 TEMPLATE = ROOT / ".ci/reliability.md.in"
 CODE = ("batchzip", "backends", "hatch_build.py")
-"""What the campaign is about: a change there begins it anew."""
+"""The code under test. After a change there, the counts start again."""
 
 OUTCOMES = ("lost", "wrong", "hung", "left over")
 GRACE_S = 900
@@ -136,7 +138,7 @@ PARTS = {
         (f"{_STRESS}test_growth.py",),
     ),
     "restore": _fuzz("restore", "inputs of each codec to restore", 40_000_000),
-    "compress": _fuzz("compress", "pages and what is no page, to compress", 10_000_000),
+    "compress": _fuzz("compress", "pages, and buffers of other sizes, to compress", 10_000_000),
     "worker": _fuzz("worker", "descriptors of a hostile owner, in a worker's loop", 20_000_000),
     "owner": _fuzz("owner", "ring words of a hostile worker, in a batch", 8_000_000),
     "arguments": _fuzz("arguments", "entry points with odd arguments", 8_000_000),
@@ -162,11 +164,11 @@ def revision() -> str:
 
 
 def machine() -> str:
-    """Tell on what the campaign runs."""
-    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    """Return the CPUs, the kernel and the Python on which the campaign runs."""
+    found = describe_machine()
     return (
-        f"{len(os.sched_getaffinity(0))} CPUs, {model[1] if model else platform.machine()}, "
-        f"Linux {platform.release().partition('-')[0]}, Python {platform.python_version()}"
+        f"{found['cpus']} CPUs, {found['processor']}, "
+        f"Linux {platform.release().partition('-')[0]}, Python {found['versions']['python']}"
     )
 
 
@@ -275,7 +277,7 @@ class Slice:
 
 
 def _outcome_of(text: str) -> str:
-    """Tell which of the outcomes a failure is."""
+    """Return which of the outcomes a failure is."""
     signs = {
         "hung": r"Timeout \(|libFuzzer: timeout|does not end|HANG_LIMIT|SIGABRT|Aborted",
         "left over": r"left behind|LeakCheck|leaves_nothing",
@@ -285,7 +287,7 @@ def _outcome_of(text: str) -> str:
 
 
 def done(name: str, now: str) -> int:
-    """Return how far a part is, with the present code."""
+    """Return the count of a part, of the revision `now` of the code."""
     return sum(one["count"] for one in records() if (one["part"], one["revision"]) == (name, now))
 
 
@@ -363,23 +365,20 @@ class Campaign:
                     self._names.remove(name)
 
 
-def rows() -> list[dict[str, Any]]:
-    """Sum the record up by part."""
+def rows(recorded: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the sums of the records of each part."""
     found = []
     for name, part in PARTS.items():
-        own = [one for one in records() if one["part"] == name]
+        own = [one for one in recorded if one["part"] == name]
         cpu_s = sum(one["cpu_s"] for one in own)
         count = sum(one["count"] for one in own)
         found.append(
             {
                 "name": name,
                 "part": part,
-                "slices": len(own),
                 "count": count,
-                "cpu_s": cpu_s,
                 "rate": count / cpu_s if cpu_s else 0,
                 "outcomes": [sum(one[outcome] for one in own) for outcome in OUTCOMES],
-                "revisions": list(dict.fromkeys(one["revision"] for one in own)),
             }
         )
     return found
@@ -387,11 +386,13 @@ def rows() -> list[dict[str, Any]]:
 
 def page() -> str:
     """Return docs/reliability.md."""
+    recorded = records()
+    by_part = rows(recorded)
     lines = [
         f"| part | what | goal | done | {' | '.join(OUTCOMES)} | per CPU second |",
         f"|---|---|---:|---:|{'---:|' * len(OUTCOMES)}---:|",
     ]
-    for row in rows():
+    for row in by_part:
         part: Part = row["part"]
         rate = f"{row['rate']:,.3g}" if row["rate"] < 100 else f"{row['rate']:,.0f}"
         lines.append(
@@ -401,19 +402,19 @@ def page() -> str:
     found = [
         f"* {one['begun'][:10]}, {one['part']}, seed {one['seed']}, revision {one['revision']}: "
         + ", ".join(f"{one[outcome]} {outcome}" for outcome in OUTCOMES if one[outcome])
-        for one in records()
+        for one in recorded
         if any(one[outcome] for outcome in OUTCOMES)
     ]
     slices = [
         f"| {one['begun'][:16].replace('T', ' ')} | {one['revision']} | {one['count']:,} "
         f"{one['unit']} | {one['wall_s']:,.0f} s | `{one['command']}` |"
-        for one in records()
+        for one in recorded
     ]
-    fuzzed = sum(row["count"] for row in rows() if row["part"].target)
+    fuzzed = sum(row["count"] for row in by_part if row["part"].target)
     return string.Template(TEMPLATE.read_text()).substitute(
         table="\n".join(lines),
         found="\n".join(found) or "Nothing.",
-        machines="\n".join(f"* {name}" for name in dict.fromkeys(o["machine"] for o in records())),
+        machines="\n".join(f"* {name}" for name in dict.fromkeys(o["machine"] for o in recorded)),
         slices="\n".join(
             [
                 "| begun (UTC) | revision | count | lasted | command |",

@@ -10,8 +10,8 @@ the cheapest first, up to the first that fails: see `mutation_tests.py`.
 
 Mutants are written to the copy of the packages that `with_core.sh` makes: the checkout stays as it
 is. Results are in `build/mutation/GROUP.sqlite`, which `cr-report` and `cr-html` read, too. A run
-that was ended goes on where it stopped; mutants come in random order. Results of mutants that are
-none any more, after a module has changed, are forgotten.
+that was ended goes on where it stopped; mutants come in random order. Results of mutants
+that no longer exist, because a module has changed, are forgotten.
 
 The sample is random, and the same for the same seed and sources. Mutants of one place and one kind
 are alike, so one of them is taken. Annotations, imports for type checking, `==` in place of `is`,

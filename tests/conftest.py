@@ -127,7 +127,7 @@ def stress_s(pytestconfig: pytest.Config) -> float:
 
 @pytest.fixture
 def turns(request: pytest.FixtureRequest) -> Turns:
-    """Count turns of a test: so many, and in a stress test for as long as --stress-s says."""
+    """Return a counter of turns: see Turns. --stress-s makes stress tests last longer."""
     lasts_s = request.config.getoption("--stress-s") or 0.0
     if request.node.get_closest_marker("stress") is None:
         lasts_s = 0.0

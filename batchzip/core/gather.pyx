@@ -202,9 +202,7 @@ def load(Entries entries not None, index, out=None, bint exclusive=False):
             room = <uint8_t *>view.buf
             if <size_t>view.len != objects.page_size:
                 PyBuffer_Release(&view)
-                raise BadArgument(
-                    f"a page of {objects.page_size} bytes needs as many, not {view.len}"
-                )
+                raise BadArgument(f"out must have {objects.page_size} bytes, not {view.len}")
         coder = None
         try:
             coder = coders.take()

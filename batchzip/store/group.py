@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     from batchzip.store.resources import Resources
 
 
-_QUICK_BYTES = 16384
+_QUICK_BYTES = 16 << 10
 """Largest page that is restored in the event loop, in bytes: that takes no longer than to wake a
 thread (10 to 50 µs)."""
 

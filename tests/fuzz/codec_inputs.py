@@ -80,7 +80,7 @@ class Restore(_Coders):
 
 
 class Compress(_Coders):
-    """Any page comes back, and what is no page is refused."""
+    """Every page comes back unchanged, and buffers of other sizes are refused."""
 
     def __call__(self, data: bytes) -> None:
         coder, size, _ = self._coders[(data[0] if data else 0) % len(self._coders)]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 Turns = Callable[[int], Iterator[int]]
-"""Counts turns: at least so many, and in a stress test for as long as --stress-s says."""
+"""Yields turn numbers. Takes their minimum; a stress test gets more until --stress-s is over."""
 
 
 class Report(Protocol):

@@ -17,7 +17,7 @@ def test_a_page_is_loaded_into_as_many_bytes_as_it_has(
 ) -> None:
     store.store(0, [page])
     out = bytearray(size)
-    with pytest.raises(BadArgument, match=f"4096 bytes needs as many, not {size}"):
+    with pytest.raises(BadArgument, match=f"out must have 4096 bytes, not {size}"):
         load(store._entries, 0, out)
     assert out == bytes(size)
     room = bytearray(4096)
