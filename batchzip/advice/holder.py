@@ -211,14 +211,19 @@ def weigh(holder: Holder, spool_fd: int, values: int) -> Weight:
 
 
 def process_memory() -> tuple[str, int]:
-    """Return "PSS" or "RSS", and the bytes of this process by this measure, swap included."""
+    """Return "PSS" or "RSS", and the bytes of this process by this measure, swap included.
+
+    Mapped files are left out of the PSS: the share of a library's pages changes as other processes
+    start and end. Old kernels do not tell them apart.
+    """
     try:
         lines = Path("/proc/self/smaps_rollup").read_text(encoding="ascii").splitlines()
     except OSError:  # an old kernel or a sandbox
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     sizes = {line.split(":")[0]: line.split()[1] for line in lines if line.endswith(" kB")}
     if "Pss" in sizes:
-        return "PSS", (int(sizes["Pss"]) + int(sizes.get("SwapPss", 0))) << 10
+        files = int(sizes.get("Pss_File", 0))
+        return "PSS", (int(sizes["Pss"]) - files + int(sizes.get("SwapPss", 0))) << 10
     return "RSS", (int(sizes["VmRSS"]) + int(sizes.get("VmSwap", 0))) << 10
 
 

@@ -168,3 +168,19 @@ def test_the_least_memory_wins_and_of_what_is_near_the_quickest(
     assert found.name == chosen
     assert sentence.startswith("Keep the dict: " if chosen == "dict" else "Use a ")
     assert "about" in recommend([held("dict", 100, 0.1), *others], is_sample=True)[1]
+
+
+@pytest.mark.slow
+def test_what_other_processes_share_is_no_memory_of_values() -> None:
+    """The share of a library's pages changes as others start and end."""
+    if "Pss_File" not in Path("/proc/self/smaps_rollup").read_text("ascii"):
+        pytest.skip("this kernel does not tell files apart")
+    before = process_memory()[1]
+    program = "import numpy, batchzip.core.records; print(1, flush=True); input()"
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"1\n"
+        beside = process_memory()[1]
+        other.communicate(b"\n")
+    assert abs(beside - before) < 512 << 10
