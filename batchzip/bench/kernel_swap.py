@@ -79,7 +79,15 @@ class KernelSwap(Closing):
     @property
     def peak_bytes(self) -> int:
         """The peak memory of the device since `forget_peak`."""
-        return int((self._folder / "mm_stat").read_text(encoding="ascii").split()[4])
+        return self._memory(4)
+
+    @property
+    def held_bytes(self) -> int:
+        """The memory of the device, without its table."""
+        return self._memory(2)
+
+    def _memory(self, column: int) -> int:
+        return int((self._folder / "mm_stat").read_text(encoding="ascii").split()[column])
 
     def close(self) -> None:
         """Switch the swap off and remove all groups."""

@@ -1,9 +1,12 @@
-"""Peer stores: zict, blosc2's SChunk and the kernel's zram as stores of pages."""
+"""Peer stores: zict, blosc2's SChunk, and the kernel's zram and swap as stores of pages."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import mmap
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +16,7 @@ from batchzip.bench.figure import default_lanes
 from batchzip.bench.file_stores import Diskcache, Lmdb, Sqlite
 from batchzip.bench.pages import PAGE
 from batchzip.bench.peers import CHUNK_PAGES, blosc2_chunk
-from batchzip.bench.stores import Dict, OfBatchzip, Store
+from batchzip.bench.stores import FOLIO_PAGES, Dict, OfBatchzip, Store
 from batchzip.bench.zram import Zram, aligned
 from batchzip.errors import BackendUnavailable
 
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
     from batchzip.bench.algorithm import Algorithm
     from batchzip.bench.figure import Result
+    from batchzip.bench.kernel_swap import KernelSwap
     from batchzip.bench.pages import Pages
 
 
@@ -192,8 +196,78 @@ class ZramStore(Store):
         self._device.close()
 
 
+_PAGEOUT = 21
+"""MADV_PAGEOUT, which the module mmap does not name."""
+
+_PRESENT = np.uint64(1 << 63)
+"""Bit of /proc/PID/pagemap: the page is in memory."""
+
+
+class KernelPages(Store):
+    """Anonymous memory that holds the pages. Storing swaps them out, and loading touches them.
+
+    The kernel's swap takes no pages by number. The memory is filled in `open`, without being timed.
+    """
+
+    def __init__(self, algorithm: Algorithm, pages: Pages, kernel: KernelSwap, folio: int) -> None:
+        self.name = "kernel swap" if folio > 1 else "kernel swap, by page"
+        if algorithm.name != "lz4":
+            raise BackendUnavailable("the kernel's swap is measured with lz4 only")
+        if mmap.PAGESIZE != PAGE:
+            raise BackendUnavailable(f"the kernel's swap has pages of {mmap.PAGESIZE} bytes here")
+        self.folio_pages = folio
+        self._pages = pages
+        self._kernel = kernel
+        self._memory = mmap.mmap(-1, pages.nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with contextlib.suppress(OSError):  # a kernel without huge pages
+            self._memory.madvise(mmap.MADV_NOHUGEPAGE)
+        self._bytes = memoryview(self._memory)
+        self._rows = np.frombuffer(self._memory, np.uint8).reshape(-1, PAGE)
+
+    def open(self) -> None:
+        """Drop all pages, also those swapped out, and fill the memory."""
+        self.close()
+        self._rows[:] = self._pages
+
+    def store(self, index: int, pages: Pages) -> None:
+        """Swap a folio out."""
+        self._memory.madvise(_PAGEOUT, index * PAGE, pages.nbytes)
+
+    def load(self, index: int) -> int:
+        """Touch a page."""
+        return self._bytes[index * PAGE]
+
+    def load_many(self, indices: NDArray[np.int64], out: Pages) -> None:
+        """Copy the pages one by one."""
+        np.take(self._rows, indices, axis=0, out=out, mode="clip")  # other modes copy twice
+
+    def put_back(self, indices: NDArray[np.int64]) -> None:
+        """Swap the pages out again."""
+        for index in indices.tolist():
+            self._memory.madvise(_PAGEOUT, index * PAGE, PAGE)
+
+    @property
+    def held_bytes(self) -> int:
+        """The memory of the swap's device, and pages that were not swapped out."""
+        entries = np.zeros(len(self._pages), np.uint64)
+        with Path("/proc/self/pagemap").open("rb", buffering=0) as file:
+            file.seek(self._rows.ctypes.data // PAGE * entries.itemsize)
+            file.readinto(entries)  # type: ignore[arg-type] # arrays are buffers
+        resident = int(np.count_nonzero(entries & _PRESENT))
+        return self._kernel.held_bytes + resident * PAGE
+
+    def close(self) -> None:
+        """Drop all pages, also those swapped out."""
+        self._memory.madvise(mmap.MADV_DONTNEED)
+
+
 def contenders(
-    algorithm: Algorithm, pages: Pages, result: Result, *, zram: bool
+    algorithm: Algorithm,
+    pages: Pages,
+    result: Result,
+    *,
+    zram: bool,
+    kernel: KernelSwap | None = None,
 ) -> Iterator[Store]:
     """Yield all stores available for an algorithm. Add a note to the result for each other one."""
     compress = algorithm.codec().compressor(PAGE)
@@ -216,6 +290,10 @@ def contenders(
     ]
     if zram:
         makers.append(partial(ZramStore, algorithm, len(pages)))
+    if kernel is not None:
+        makers += [
+            partial(KernelPages, algorithm, pages, kernel, folio) for folio in (FOLIO_PAGES, 1)
+        ]
     for make in makers:
         try:
             yield make()

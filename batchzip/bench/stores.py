@@ -54,6 +54,9 @@ class Store(Closing):
     def load_many(self, indices: NDArray[np.int64], out: Pages) -> None:
         """Load several pages into `out`."""
 
+    def put_back(self, indices: NDArray[np.int64]) -> None:
+        """Store loaded pages again, if loading takes them out of the store. It is not timed."""
+
     @property
     @abstractmethod
     def held_bytes(self) -> int:

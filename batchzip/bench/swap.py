@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from batchzip.bench.algorithm import Algorithm
     from batchzip.bench.figure import Labels, Result
+    from batchzip.bench.kernel_swap import KernelSwap
     from batchzip.bench.pages import Pages
     from batchzip.bench.stores import Store
 
@@ -47,18 +48,20 @@ def swap(
     rounds: int,
     *,
     zram: bool = False,
+    kernel: KernelSwap | None = None,
     singles: int = SINGLE_LOADS,
     advance: Callable[[], object] = lambda: None,
 ) -> None:
     """Measure all contenders and add the figures to `result`. Call `advance` per algorithm.
 
+    `kernel` is the kernel's swap, if it is to be measured. It needs room for all pages.
     Raise BatchzipError if a contender loads a page that differs from the stored one.
     """
     for algorithm in algorithms:
         with contextlib.ExitStack() as stack:
             everybody = {
                 one.name: stack.enter_context(one)
-                for one in contenders(algorithm, pages, result, zram=zram)
+                for one in contenders(algorithm, pages, result, zram=zram, kernel=kernel)
             }
             values: dict[str, dict[str, list[float]]] = {
                 name: {quantity: [] for quantity in QUANTITIES} for name in everybody
@@ -99,13 +102,16 @@ def _round(store: Store, pages: Pages, singles: int, *, compare: bool) -> dict[s
         spent += clock() - started
         if compare and not np.array_equal(room, pages[indices]):
             raise BatchzipError(f"{store.name} loaded pages that differ from the stored ones")
+        store.put_back(indices)
     found[LOAD] = spent / count * 1e6
     load, nanoseconds = store.load, time.perf_counter_ns
     durations = []
-    for index in rng.integers(0, count, singles).tolist():
+    drawn = rng.integers(0, count, singles)
+    for at, index in enumerate(drawn.tolist()):
         begun = nanoseconds()
         load(index)
         durations.append(nanoseconds() - begun)
+        store.put_back(drawn[at : at + 1])
     for quantity, percent in PERCENTILES.items():
         found[quantity] = float(np.percentile(durations, percent)) / 1e3
     return found

@@ -8,11 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support.waiting import await_true
 
+from batchzip.bench.algorithm import Algorithm
 from batchzip.bench.kernel_swap import KernelSwap
 from batchzip.bench.memory_group import find_controller
+from batchzip.bench.pages import PAGE
+from batchzip.bench.peer_stores import KernelPages
 
 PROGRAM = """
 from batchzip.bench.kernel_swap import KernelSwap
@@ -71,6 +75,31 @@ def test_a_group_limits_what_is_charged_to_it() -> None:
         assert int(output) == 32 << 20
         assert 0 < group.peak_bytes <= 8 << 20
         assert swap.peak_bytes > 0
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("swap_here")
+@pytest.mark.parametrize("folio", [1, 16])
+def test_pages_go_to_the_swap_and_come_back_equal(folio: int) -> None:
+    pages = np.random.default_rng(1).integers(0, 4, (64, PAGE), np.uint8)
+    indices = np.random.default_rng(2).permutation(len(pages))
+    with (
+        KernelSwap(16 << 20) as swap,
+        KernelPages(Algorithm("lz4"), pages, swap, folio) as store,
+    ):
+        store.open()
+        assert store.held_bytes >= pages.nbytes, "nothing is swapped out yet"
+        for at in range(0, len(pages), folio):
+            store.store(at, pages[at : at + folio])
+        stored = store.held_bytes
+        assert 0 < stored < pages.nbytes
+        out = np.zeros_like(pages)
+        store.load_many(indices, out)
+        assert np.array_equal(out, pages[indices])
+        assert store.held_bytes >= pages.nbytes, "loading takes pages out"
+        store.put_back(indices)
+        assert store.held_bytes < pages.nbytes
+        assert store.load(3) == pages[3, 0]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may have it")
