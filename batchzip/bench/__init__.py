@@ -5,7 +5,8 @@ spread.py       medians and quartiles
 rounds.py       contenders in interleaved rounds
 script.py       the command line of all benchmarks
 algorithm.py    an algorithm as written on the command line
-pages.py        the data: pages of a workload, a process or a file, or synthetic pages
+pages.py        the data: pages of a workload, a process, a compiler or a file, or synthetic pages
+compiler.py     a C compiler at work, stopped when it is largest
 compressors.py, peers.py    contenders that compress batches, measured by compress.py
 limit.py        the limit of the cores: bare loops in as many processes as there are lanes
 lanes.py        the cost of lanes: handing over a batch, awake and asleep, and idling

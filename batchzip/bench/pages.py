@@ -1,4 +1,4 @@
-"""The pages to compress: from a workload, a process or a file, or synthetic ones.
+"""The pages to compress: from a workload, a process, a compiler or a file, or synthetic ones.
 
 captured     from a process with Python objects, parsed source, JSON text and NumPy arrays
 random       random bytes, which no algorithm makes smaller
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from batchzip.bench.compiler import Compiler
 from batchzip.errors import BadArgument
 from batchzip.sources.file_pages import FilePages
 from batchzip.sources.process_memory import ProcessMemory
@@ -40,26 +41,35 @@ _CHUNK_PAGES = 1024
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The source of pages: a kind, or the process `pid`, or the `file`."""
+    """The source of pages: a kind, or the process `pid`, or the `file`.
+
+    With `compiled`, it is a compiler with these arguments, stopped when it is largest.
+    """
 
     kind: str = "captured"
     pid: int | None = None
     file: str | None = None
+    compiled: str | None = None
 
     @property
     def name(self) -> str:
         """The name in tables."""
         if self.pid is not None:
             return f"process {self.pid}"
+        if self.compiled is not None:
+            return f"cc {self.compiled}"
         return self.kind if self.file is None else self.file
 
     def take(self, count: int) -> Pages:
         """Return up to `count` pages in random order. The order is the same on every call.
 
-        Raise BadArgument for an unknown kind, and what FilePages and ProcessMemory raise.
+        Raise BadArgument for an unknown kind, and what Compiler, FilePages and ProcessMemory raise.
         """
         if self.pid is not None:
             pages = _of_process(self.pid)
+        elif self.compiled is not None:
+            with Compiler(self.compiled) as compiler:
+                pages = _of_process(compiler.pid)
         elif self.file is not None:
             pages = _of_file(self.file, count)
         else:
@@ -118,14 +128,19 @@ def _of_file(path: str, count: int) -> Pages:
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
-    """Add the options --pid, --file and --workload to a parser."""
+    """Add the options --pid, --file, --compile and --workload to a parser."""
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--pid", type=int, help="anonymous memory of this process")
     group.add_argument("--file", help="pages drawn from this file")
+    group.add_argument(
+        "--compile",
+        metavar="ARGS",
+        help="anonymous memory of cc with these arguments, when it is largest",
+    )
     group.add_argument("--workload", choices=KINDS, default=KINDS[0], help="(%(default)s)")
 
 
 def source_of(options: argparse.Namespace) -> Source:
     """Return the source that the options of `add_source` choose."""
     values: dict[str, Any] = vars(options)
-    return Source(values["workload"], values["pid"], values["file"])
+    return Source(values["workload"], values["pid"], values["file"], values["compile"])

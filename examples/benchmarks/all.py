@@ -60,6 +60,7 @@ RUNS = {
         for kind in HARD
     },
     "usemem": Run("", "--rounds 1 --mib 1 --clients 4 --algorithms lz4"),
+    "usemem-compile": Run("", "--rounds 1 --mib 1 --clients 4 --algorithms lz4"),
     "growth": Run("--largest 10000000", "--rounds 1 --largest 10000"),
     **{
         f"scaling-{batch}": Run(
@@ -96,6 +97,9 @@ RUNS = {
 
 NEED_ROOT = ("dask_hosts",)
 
+COMPILED = "records.c"
+"""What the compiler of usemem-compile compiles: the largest file that Cython makes of the core."""
+
 MODELS = (
     ("rapidocr_onnxruntime", "models/ch_PP-OCRv4_rec_infer.onnx"),
     ("silero_vad", "data/silero_vad_16k.safetensors"),
@@ -103,10 +107,27 @@ MODELS = (
 """Weights for floats.py, if these packages are installed."""
 
 
+def compiled() -> Path | None:
+    """Return the file to compile, which building the core has left, or None."""
+    tag = sys.implementation.cache_tag
+    return next((ROOT / "build/core/release").glob(f"{tag}-*/{COMPILED}"), None)
+
+
+def missing(name: str) -> str | None:
+    """Return what a benchmark needs and is not here, or None."""
+    if name in NEED_ROOT and os.geteuid():
+        return "root"
+    if name.endswith("-compile") and compiled() is None:
+        return f"{COMPILED}, which hatch_build.py makes, and a C compiler"
+    return None
+
+
 def command_of(name: str, *, short: bool) -> list[str]:
     """Return the command that measures a result, without the file to write."""
     run = RUNS[name]
     words = (run.short if short else run.full).split()
+    if name.endswith("-compile") and (source := compiled()) is not None:
+        words += ["--compile", f"-O2 -Ibatchzip/core {source.relative_to(ROOT)}"]
     if name == "floats" and not short:
         for package, path in MODELS:
             spec = importlib.util.find_spec(package)
@@ -134,8 +155,8 @@ def main() -> int:
         if path.exists():
             print(f"{name}: there already", flush=True)
             continue
-        if name in NEED_ROOT and os.geteuid():
-            print(f"{name}: needs root", flush=True)
+        if needed := missing(name):
+            print(f"{name}: needs {needed}", flush=True)
             continue
         began = time.monotonic()
         log = options.to / f"{name}.log"

@@ -6,7 +6,8 @@ Markers in the documents call them:
     …
     <!-- [[[end]]] -->
 
-A block whose results were not kept yet stays as it is, with a note above it.
+A block whose results were not kept yet stays as it is, with a note above it. If it is empty, the
+note says so.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ kept: list[str] = []
 
 NOTE = "*Measured before results were kept as data. It stays until it is measured again.*\n\n"
 
+UNMEASURED = "*Not measured yet: `all.py` measures it.*"
+
 
 def script_of(name: str) -> Script:
     """Return the benchmark that made a result: `16-cores/scaling-8` is one of scaling.py."""
@@ -50,7 +53,8 @@ def _block(names: tuple[str, ...], make: Callable[[list[Result]], str]) -> None:
     paths = [results / f"{name}.json" for name in names]
     if missing := [path for path in paths if not path.exists()]:
         kept.extend(path.relative_to(results).with_suffix("").as_posix() for path in missing)
-        _write(NOTE + cog.previous.strip("\n").removeprefix(NOTE))
+        before = cog.previous.strip("\n").removeprefix(NOTE)
+        _write(UNMEASURED if before in {"", UNMEASURED} else NOTE + before)
     else:
         _write(make([load(path) for path in paths]))
 

@@ -2,8 +2,9 @@
 
     python examples/benchmarks/compress.py [--rounds 15] [--pages 8192]
                                            [--batches 1,8,64,256,1024] [--algorithms lz4,zstd:1]
+                                           [--pid N | --file PATH | --compile ARGS |
+                                            --workload KIND]
                                            [--lanes N] [--json FILE | --show FILE]
-                                           [--pid N | --file PATH | --workload KIND]
 
 The pages are those of a real process (Python objects, parsed source, JSON text, NumPy arrays) or
 your own. They are shuffled, and same-filled ones are left out. In a round, every contender

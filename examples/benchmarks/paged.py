@@ -1,6 +1,7 @@
 """Compare PagedMemory with the kernel's swap and np.memmap, on arrays three times their budget.
 
-    python examples/benchmarks/paged.py [--pid N | --file PATH | --workload KIND] [--rounds 5]
+    python examples/benchmarks/paged.py [--pid N | --file PATH | --compile ARGS | --workload KIND]
+                                        [--rounds 5]
                                         [--works touches,sort,k-means,group-by,"matrix product"]
                                         [--mib 384] [--workload-mib 192] [--folder DIR]
                                         [--json FILE | --show FILE] [--plot PNG]

@@ -1,6 +1,6 @@
 """Compress and restore batches with batchzip and with its alternatives.
 
-    python examples/benchmarks/peers.py [--pid N | --file PATH | --workload KIND]
+    python examples/benchmarks/peers.py [--pid N | --file PATH | --compile ARGS | --workload KIND]
                                         [--algorithms lz4,zstd:-1,zstd:1,zstd:3,deflate:1]
                                         [--batches 1,2,8,32,64,256,1024] [--pages 4096]
                                         [--rounds 7] [--json FILE | --show FILE] [--plot PNG]

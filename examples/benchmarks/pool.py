@@ -2,7 +2,7 @@
 
     python examples/benchmarks/pool.py [--rounds 15] [--pages 8192] [--batches 8,64,256,1024]
                                        [--largest 10000000] [--json FILE | --show FILE]
-                                       [--pid N | --file PATH | --workload KIND]
+                                       [--pid N | --file PATH | --compile ARGS | --workload KIND]
 
 Objects are pages of a real process, compressed with lz4. Small objects of 32 to 96 bytes show how a
 pool scales, because ten million of them fit on a small machine.

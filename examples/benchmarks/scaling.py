@@ -2,7 +2,7 @@
 
     python examples/benchmarks/scaling.py [--lanes 1,2,4,8,15] [--rounds 9] [--pages 8192]
                                           [--batch 1024] [--algorithms lz4,zstd:1]
-                                          [--pid N | --file PATH | --workload KIND]
+                                          [--pid N | --file PATH | --compile ARGS | --workload KIND]
                                           [--json FILE | --show FILE] [--plot PNG]
 
 A lane compresses or restores pages. The caller is one lane, and each of the engine's workers is

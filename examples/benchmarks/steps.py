@@ -2,7 +2,7 @@
 
     python examples/benchmarks/steps.py [--algorithm lz4] [--pages 4096] [--rounds 25] [--cpu]
                                         [--folios 1,256] [--json FILE | --show FILE]
-                                        [--pid N | --file PATH | --workload KIND]
+                                        [--pid N | --file PATH | --compile ARGS | --workload KIND]
     perf record -e cpu-clock -D 3000 python examples/benchmarks/steps.py --repeat load
                                         # or store; runs for 10 s
 

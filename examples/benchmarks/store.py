@@ -5,7 +5,7 @@
                                         [--algorithms lz4,zstd:1] [--backends sequential,threads]
                                         [--pages 8192] [--threads 8] [--cpu]
                                         [--json FILE | --show FILE]
-                                        [--pid N | --file PATH | --workload KIND]
+                                        [--pid N | --file PATH | --compile ARGS | --workload KIND]
 
 Pages are those of a real process, shuffled, without same-filled ones. `bare` is a Python loop of
 codec calls. Contenders run in the same rounds and take turns at pieces of 256 pages. None works on

@@ -1,7 +1,8 @@
 """Repeat the experiment of zswap's batching patch at a small scale: many clients and one store.
 
-    python examples/benchmarks/usemem.py [--pid N | --file PATH | --workload KIND] [--clients 30]
-                                         [--mib 8] [--algorithms lz4,zstd:1] [--rounds 3]
+    python examples/benchmarks/usemem.py [--pid N | --file PATH | --compile ARGS | --workload KIND]
+                                         [--clients 30] [--mib 8] [--rounds 3]
+                                         [--algorithms lz4,zstd:1]
                                          [--json FILE | --show FILE] [--plot PNG]
 
 Clients are threads first. Each has --mib MiB of its own. All of them store their pages at the same
@@ -20,6 +21,8 @@ The patch's experiment is usemem with 30 processes of 10 GiB in a cgroup of 150 
 with 8 hardware compressors. Its claims (cover letter of v10) compare batching with page by page.
 They are printed next to the figures measured here with the same algorithm, zstd. The claim for
 hardware compressors is printed next to the workers' figures, as there is no such hardware here.
+
+With --compile "-O2 module.c", the pages are those of a C compiler at work, when it is largest.
 """
 
 from __future__ import annotations
