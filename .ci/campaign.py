@@ -3,12 +3,14 @@
     .venv/bin/python .ci/campaign.py --list              the parts, their goals, and how far each is
     .venv/bin/python .ci/campaign.py --hours 8           all parts, for eight hours or to their goals
     .venv/bin/python .ci/campaign.py --hours 1 kills     some parts
+    .venv/bin/python .ci/campaign.py --jobs 3 restore restore worker    a part twice at a time
     .venv/bin/python .ci/campaign.py --page              write docs/reliability.md from the record
 
 A part runs in slices of some minutes, each with a seed of its own. A slice appends one line to
 docs/reliability.jsonl when it ends, so that a campaign goes on where it was stopped. A part counts
 what was done since the last change of batchzip/ or backends/. The exit code is 1 if a slice found
-anything; its record has the end of the output.
+anything; its record has the end of the output. In a copy without git, $BATCHZIP_REVISION tells
+which revision of the code it is.
 """
 
 from __future__ import annotations
@@ -153,7 +155,12 @@ PARTS = {
 
 
 def revision() -> str:
-    """Return the last commit that changed the code; with a + if the checkout has other changes."""
+    """Return the last commit that changed the code; with a + if the checkout has other changes.
+
+    A copy without git has to be told, by $BATCHZIP_REVISION.
+    """
+    if told := os.environ.get("BATCHZIP_REVISION"):
+        return told
     log = ["git", "log", "-1", "--format=%h", "--", *CODE]
     dirty = ["git", "status", "--porcelain", "--", *CODE]
     commit, changes = (
@@ -309,9 +316,10 @@ class Campaign:
     """Slices of parts, those that are least far first, several at a time."""
 
     def __init__(self, names: list[str], hours: float, seconds: int, jobs: int) -> None:
-        self._names, self._seconds, self._jobs = names, seconds, jobs
+        self._names = dict(enumerate(names))  # by place: a part may be there twice
+        self._seconds, self._jobs = seconds, jobs
         self._until = time.monotonic() + 3600 * hours
-        self._running: dict[str, Slice | None] = {}
+        self._running: dict[int, Slice | None] = {}
         self._lock = threading.Lock()
         self._now = revision()
         self.found = 0
@@ -319,8 +327,10 @@ class Campaign:
     def run(self) -> None:
         """Run slices until the time is over, or each part has reached its goal."""
         WORK.mkdir(parents=True, exist_ok=True)
-        if any(PARTS[name].target for name in self._names) and not can_fuzz():
-            self._names = [name for name in self._names if not PARTS[name].target]
+        if any(PARTS[name].target for name in self._names.values()) and not can_fuzz():
+            self._names = {
+                place: name for place, name in self._names.items() if not PARTS[name].target
+            }
         threads = [threading.Thread(target=self._work) for _ in range(self._jobs)]
         for thread in threads:
             thread.start()
@@ -334,23 +344,26 @@ class Campaign:
                 run.end(signal.SIGKILL)
             raise
 
-    def _next(self) -> str | None:
+    def _next(self) -> int | None:
         with self._lock:
             open_parts = {
-                name: progress(name, self._now) for name in self._names if name not in self._running
+                place: progress(name, self._now)
+                for place, name in self._names.items()
+                if place not in self._running
             }
-            open_parts = {name: far for name, far in open_parts.items() if far < 1}
+            open_parts = {place: far for place, far in open_parts.items() if far < 1}
             if not open_parts or time.monotonic() >= self._until:
                 return None
-            name = min(open_parts, key=open_parts.__getitem__)
-            self._running[name] = None
-            return name
+            place = min(open_parts, key=open_parts.__getitem__)
+            self._running[place] = None
+            return place
 
     def _work(self) -> None:
-        while (name := self._next()) is not None:
+        while (place := self._next()) is not None:
+            name = self._names[place]
             left = PARTS[name].goal - done(name, self._now)
             seconds = max(1, min(self._seconds, round(self._until - time.monotonic())))
-            self._running[name] = run = Slice(name, seconds, left)
+            self._running[place] = run = Slice(name, seconds, left)
             print(f"{name}: {run.record['command']}", flush=True)
             run.run()
             if run.stopped:
@@ -360,9 +373,9 @@ class Campaign:
             self.found += sum(bad.values())
             print(f"{name}: {one['count']:,} {one['unit']}, {bad or 'all well'}", flush=True)
             with self._lock:
-                del self._running[name]
+                del self._running[place]
                 if not one["count"]:  # it cannot run: its record or its log tells why
-                    self._names.remove(name)
+                    del self._names[place]
 
 
 def rows(recorded: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -41,6 +41,25 @@ def test_every_test_of_the_campaign_is_there(campaign: Any) -> None:
             assert f"def {test.partition('[')[0]}(" in source if test else source
 
 
+def test_a_copy_without_git_is_told_its_revision(
+    campaign: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(campaign, "ROOT", tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))  # no git
+    monkeypatch.setenv("BATCHZIP_REVISION", "abc+")
+    assert campaign.revision() == "abc+"
+
+
+def test_a_part_named_twice_runs_twice_at_a_time(
+    campaign: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(campaign, "RECORD", tmp_path / "record")
+    monkeypatch.setenv("BATCHZIP_REVISION", "abc")
+    names = ["restore", "worker", "restore"]
+    run = campaign.Campaign(names, hours=1, seconds=60, jobs=4)
+    assert [run._next() for _ in range(4)] == [0, 1, 2, None]
+
+
 def test_what_a_slice_found_stands_on_the_page(
     campaign: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
