@@ -49,6 +49,10 @@ CODE = ("batchzip", "backends", "hatch_build.py")
 OUTCOMES = ("lost", "wrong", "hung", "left over")
 GRACE_S = 900
 """Seconds that a slice may take beyond its time, for what it makes and checks, until it hangs."""
+STOP_S = 5
+"""Seconds for slices to end when the campaign is stopped."""
+INTERRUPTED = 72
+"""libFuzzer's exit code after SIGTERM. It has printed its count."""
 
 
 @dataclass(frozen=True)
@@ -230,8 +234,16 @@ class Slice:
             self.end(signal.SIGKILL)  # what it left running
         process.returncode = code = os.waitstatus_to_exitcode(status)
         self.record["cpu_s"] = round(used.ru_utime + used.ru_stime, 1)
-        if not self.stopped:
+        if self.stopped and code == INTERRUPTED:
+            code = 0
+        if not self.stopped or code >= 0:
             self._note(code)
+
+    def stop(self) -> None:
+        """End it before its time. What the fuzzer did counts; tests count only as a whole."""
+        self.stopped = True
+        fuzzes = self._part.target and re.search(r"^#\d+\s", self._output(), re.MULTILINE)
+        self.end(signal.SIGTERM if fuzzes else signal.SIGKILL)
 
     def end(self, number: int) -> None:
         """Send a signal to all of its processes."""
@@ -243,8 +255,11 @@ class Slice:
         """Return the seconds after which it hangs."""
         return self._seconds + (GRACE_S if self._part.endless else 16 * GRACE_S)
 
+    def _output(self) -> str:
+        return self._log.read_text(errors="replace")
+
     def _note(self, code: int) -> None:
-        output = self._log.read_text(errors="replace")
+        output = self._output()
         found, details = self._fuzzed(output) if self._part.target else self._tested()
         outcomes = Counter(found)
         if code and not found:
@@ -337,10 +352,15 @@ class Campaign:
         try:
             for thread in threads:
                 thread.join()
-        except BaseException:  # Ctrl-C, or SIGTERM: what runs is not recorded
+        except BaseException:  # Ctrl-C, or SIGTERM
             self._until = 0.0
-            for run in filter(None, list(self._running.values())):
-                run.stopped = True
+            running = list(filter(None, list(self._running.values())))
+            for run in running:
+                run.stop()
+            limit = time.monotonic() + STOP_S
+            for thread in threads:
+                thread.join(max(0.0, limit - time.monotonic()))
+            for run in running:
                 run.end(signal.SIGKILL)
             raise
 
