@@ -3,12 +3,14 @@
     .venv/bin/python .ci/campaign.py --list              the parts, their goals, and how far each is
     .venv/bin/python .ci/campaign.py --hours 8           all parts, for eight hours or to their goals
     .venv/bin/python .ci/campaign.py --hours 1 kills     some parts
+    .venv/bin/python .ci/campaign.py --jobs 3 restore restore worker    a part twice at a time
     .venv/bin/python .ci/campaign.py --page              write docs/reliability.md from the record
 
 A part runs in slices of some minutes, each with a seed of its own. A slice appends one line to
 docs/reliability.jsonl when it ends, so that a campaign goes on where it was stopped. A part counts
-what was done since the last change of batchzip/ or backends/, except for batchzip/bench. The exit
-code is 1 if a slice found anything; its record has the end of the output.
+what was done since the last change of batchzip/ or backends/, except for batchzip/bench. In a copy
+without git, $BATCHZIP_REVISION tells which revision of the code it is. The exit code is 1 if a
+slice found anything; its record has the end of the output.
 """
 
 from __future__ import annotations
@@ -47,6 +49,10 @@ CODE = ("batchzip", ":(exclude)batchzip/bench", "backends", "hatch_build.py")
 OUTCOMES = ("lost", "wrong", "hung", "left over")
 GRACE_S = 900
 """Seconds that a slice may take beyond its time, for what it makes and checks, until it hangs."""
+STOP_S = 5
+"""Seconds for slices to end when the campaign is stopped."""
+INTERRUPTED = 72
+"""libFuzzer's exit code after SIGTERM. It has printed its count."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +159,12 @@ PARTS = {
 
 
 def revision() -> str:
-    """Return the last commit that changed the code; with a + if the checkout has other changes."""
+    """Return the last commit that changed the code; with a + if the checkout has other changes.
+
+    A copy without git has to be told, by $BATCHZIP_REVISION.
+    """
+    if told := os.environ.get("BATCHZIP_REVISION"):
+        return told
     log = ["git", "log", "-1", "--format=%h", "--", *CODE]
     dirty = ["git", "status", "--porcelain", "--", *CODE]
     commit, changes = (
@@ -223,8 +234,16 @@ class Slice:
             self.end(signal.SIGKILL)  # what it left running
         process.returncode = code = os.waitstatus_to_exitcode(status)
         self.record["cpu_s"] = round(used.ru_utime + used.ru_stime, 1)
-        if not self.stopped:
+        if self.stopped and code == INTERRUPTED:
+            code = 0
+        if not self.stopped or code >= 0:
             self._note(code)
+
+    def stop(self) -> None:
+        """End it before its time. What the fuzzer did counts; tests count only as a whole."""
+        self.stopped = True
+        fuzzes = self._part.target and re.search(r"^#\d+\s", self._output(), re.MULTILINE)
+        self.end(signal.SIGTERM if fuzzes else signal.SIGKILL)
 
     def end(self, number: int) -> None:
         """Send a signal to all of its processes."""
@@ -236,8 +255,11 @@ class Slice:
         """Return the seconds after which it hangs."""
         return self._seconds + (GRACE_S if self._part.endless else 16 * GRACE_S)
 
+    def _output(self) -> str:
+        return self._log.read_text(errors="replace")
+
     def _note(self, code: int) -> None:
-        output = self._log.read_text(errors="replace")
+        output = self._output()
         found, details = self._fuzzed(output) if self._part.target else self._tested()
         outcomes = Counter(found)
         if code and not found:
@@ -309,9 +331,10 @@ class Campaign:
     """Slices of parts, those that are least far first, several at a time."""
 
     def __init__(self, names: list[str], hours: float, seconds: int, jobs: int) -> None:
-        self._names, self._seconds, self._jobs = names, seconds, jobs
+        self._names = dict(enumerate(names))  # by place: a part may be there twice
+        self._seconds, self._jobs = seconds, jobs
         self._until = time.monotonic() + 3600 * hours
-        self._running: dict[str, Slice | None] = {}
+        self._running: dict[int, Slice | None] = {}
         self._lock = threading.Lock()
         self._now = revision()
         self.found = 0
@@ -319,38 +342,48 @@ class Campaign:
     def run(self) -> None:
         """Run slices until the time is over, or each part has reached its goal."""
         WORK.mkdir(parents=True, exist_ok=True)
-        if any(PARTS[name].target for name in self._names) and not can_fuzz():
-            self._names = [name for name in self._names if not PARTS[name].target]
+        if any(PARTS[name].target for name in self._names.values()) and not can_fuzz():
+            self._names = {
+                place: name for place, name in self._names.items() if not PARTS[name].target
+            }
         threads = [threading.Thread(target=self._work) for _ in range(self._jobs)]
         for thread in threads:
             thread.start()
         try:
             for thread in threads:
                 thread.join()
-        except BaseException:  # Ctrl-C, or SIGTERM: what runs is not recorded
+        except BaseException:  # Ctrl-C, or SIGTERM
             self._until = 0.0
-            for run in filter(None, list(self._running.values())):
-                run.stopped = True
+            running = list(filter(None, list(self._running.values())))
+            for run in running:
+                run.stop()
+            limit = time.monotonic() + STOP_S
+            for thread in threads:
+                thread.join(max(0.0, limit - time.monotonic()))
+            for run in running:
                 run.end(signal.SIGKILL)
             raise
 
-    def _next(self) -> str | None:
+    def _next(self) -> int | None:
         with self._lock:
             open_parts = {
-                name: progress(name, self._now) for name in self._names if name not in self._running
+                place: progress(name, self._now)
+                for place, name in self._names.items()
+                if place not in self._running
             }
-            open_parts = {name: far for name, far in open_parts.items() if far < 1}
+            open_parts = {place: far for place, far in open_parts.items() if far < 1}
             if not open_parts or time.monotonic() >= self._until:
                 return None
-            name = min(open_parts, key=open_parts.__getitem__)
-            self._running[name] = None
-            return name
+            place = min(open_parts, key=open_parts.__getitem__)
+            self._running[place] = None
+            return place
 
     def _work(self) -> None:
-        while (name := self._next()) is not None:
+        while (place := self._next()) is not None:
+            name = self._names[place]
             left = PARTS[name].goal - done(name, self._now)
             seconds = max(1, min(self._seconds, round(self._until - time.monotonic())))
-            self._running[name] = run = Slice(name, seconds, left)
+            self._running[place] = run = Slice(name, seconds, left)
             print(f"{name}: {run.record['command']}", flush=True)
             run.run()
             if run.stopped:
@@ -360,9 +393,9 @@ class Campaign:
             self.found += sum(bad.values())
             print(f"{name}: {one['count']:,} {one['unit']}, {bad or 'all well'}", flush=True)
             with self._lock:
-                del self._running[name]
+                del self._running[place]
                 if not one["count"]:  # it cannot run: its record or its log tells why
-                    self._names.remove(name)
+                    del self._names[place]
 
 
 def rows(recorded: list[dict[str, Any]]) -> list[dict[str, Any]]:

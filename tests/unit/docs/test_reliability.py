@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.paths import ROOT
+from support.waiting import await_true
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,6 +41,62 @@ def test_every_test_of_the_campaign_is_there(campaign: Any) -> None:
             path, _, test = name.partition("::")
             source = (ROOT / path).read_text()
             assert f"def {test.partition('[')[0]}(" in source if test else source
+
+
+def test_a_copy_without_git_is_told_its_revision(
+    campaign: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(campaign, "ROOT", tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))  # no git
+    monkeypatch.setenv("BATCHZIP_REVISION", "abc+")
+    assert campaign.revision() == "abc+"
+
+
+def test_a_part_named_twice_runs_twice_at_a_time(
+    campaign: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(campaign, "RECORD", tmp_path / "record")
+    monkeypatch.setenv("BATCHZIP_REVISION", "abc")
+    names = ["restore", "worker", "restore"]
+    run = campaign.Campaign(names, hours=1, seconds=60, jobs=4)
+    assert [run._next() for _ in range(4)] == [0, 1, 2, None]
+
+
+FUZZER = """
+trap 'echo stat::number_of_executed_units: 41; exit CODE' TERM
+[ BEGUN = 0 ] || echo '#2 INITED cov: 7'
+echo ready
+while :; do read -rt 0.01 <> <(:) || :; done
+"""
+"""Ends as libFuzzer does after SIGTERM."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("code", "begun", "recorded"),
+    [(72, 1, [(41, 0)]), (77, 1, [(41, 1)]), (72, 0, [])],
+    ids=["begun", "crashed", "not begun"],
+)
+def test_what_a_stopped_fuzzer_did_counts(
+    campaign: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    code: int,
+    begun: int,
+    recorded: list[tuple[int, int]],
+) -> None:
+    monkeypatch.setattr(campaign, "RECORD", tmp_path / "record")
+    monkeypatch.setattr(campaign, "WORK", tmp_path)
+    monkeypatch.setenv("BATCHZIP_REVISION", "abc")
+    run = campaign.Slice("restore", 60, 1)
+    script = FUZZER.replace("CODE", str(code)).replace("BEGUN", str(begun))
+    run._command = ["bash", "-c", script]
+    thread = threading.Thread(target=run.run)
+    thread.start()
+    await_true(lambda: run._log.exists() and "ready" in run._output())
+    run.stop()
+    thread.join()
+    assert [(one["count"], one["wrong"]) for one in campaign.records()] == recorded
 
 
 def test_what_a_slice_found_stands_on_the_page(
