@@ -10,7 +10,8 @@ A part runs in slices of some minutes, each with a seed of its own. A slice appe
 docs/reliability.jsonl when it ends, so that a campaign goes on where it was stopped. A part counts
 what was done since the last change of batchzip/ or backends/, except for batchzip/bench. In a copy
 without git, $BATCHZIP_REVISION tells which revision of the code it is. The exit code is 1 if a
-slice found anything; its record has the end of the output.
+slice found anything; its record has the end of the output. When the cause is known, add it to the
+record as `cause`, in a sentence.
 """
 
 from __future__ import annotations
@@ -270,7 +271,8 @@ class Slice:
             **{outcome: outcomes[outcome] for outcome in OUTCOMES},
         }
         if any(outcomes.values()):
-            self.record["found"] = output[-3000:]
+            told = output.replace(str(ROOT), ".").replace(str(Path.home()), "~")
+            self.record["found"] = told[-3000:]
         with RECORD.open("a") as file:
             file.write(json.dumps(self.record) + "\n")
 
@@ -417,6 +419,26 @@ def rows(recorded: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
+def grouped(recorded: list[dict[str, Any]], *names: str) -> dict[tuple[Any, ...], list[Any]]:
+    """Return the records by what they have under the names."""
+    found: dict[tuple[Any, ...], list[Any]] = {}
+    for one in recorded:
+        found.setdefault(tuple(one.get(name, "") for name in names), []).append(one)
+    return found
+
+
+def findings(recorded: list[dict[str, Any]]) -> list[str]:
+    """Return a line for each thing that was found, with its cause if that is on record."""
+    bad = [one for one in recorded if any(one[outcome] for outcome in OUTCOMES)]
+    return [
+        f"* {some[0]['begun'][:10]}, {part}, revision {now}, "
+        f"seed {some[0]['seed']}{f' and {len(some) - 1} more' if some[1:] else ''}: "
+        + ", ".join(outcome for outcome in OUTCOMES if any(one[outcome] for one in some))
+        + (f". {cause}" if cause else "")
+        for (part, now, cause), some in grouped(bad, "part", "revision", "cause").items()
+    ]
+
+
 def page() -> str:
     """Return docs/reliability.md."""
     recorded = records()
@@ -432,27 +454,22 @@ def page() -> str:
             f"| {row['name']} | {part.what} | {part.goal:,} {part.unit} | {row['count']:,} "
             f"| {' | '.join(map(str, row['outcomes']))} | {rate if row['count'] else '–'} |"
         )
-    found = [
-        f"* {one['begun'][:10]}, {one['part']}, seed {one['seed']}, revision {one['revision']}: "
-        + ", ".join(f"{one[outcome]} {outcome}" for outcome in OUTCOMES if one[outcome])
-        for one in recorded
-        if any(one[outcome] for outcome in OUTCOMES)
-    ]
-    slices = [
-        f"| {one['begun'][:16].replace('T', ' ')} | {one['revision']} | {one['count']:,} "
-        f"{one['unit']} | {one['wall_s']:,.0f} s | `{one['command']}` |"
-        for one in recorded
+    runs = [
+        f"| {part} | {host} | {', '.join(dict.fromkeys(one['revision'] for one in some))} "
+        f"| {len(some):,} | {sum(one['count'] for one in some):,} {some[0]['unit']} "
+        f"| {sum(one['wall_s'] for one in some) / 60:,.0f} min |"
+        for (part, host), some in grouped(recorded, "part", "machine").items()
     ]
     fuzzed = sum(row["count"] for row in by_part if row["part"].target)
     return string.Template(TEMPLATE.read_text()).substitute(
         table="\n".join(lines),
-        found="\n".join(found) or "Nothing.",
+        found="\n".join(findings(recorded)) or "Nothing.",
         machines="\n".join(f"* {name}" for name in dict.fromkeys(o["machine"] for o in recorded)),
-        slices="\n".join(
+        runs="\n".join(
             [
-                "| begun (UTC) | revision | count | lasted | command |",
-                "|---|---|---:|---:|---|",
-                *slices,
+                "| part | machine | revisions | slices | count | lasted in all |",
+                "|---|---|---|---:|---:|---:|",
+                *runs,
             ]
         ),
         fuzzed=f"{fuzzed:,}",
