@@ -228,6 +228,8 @@ class Slice:
                 start_new_session=True,
             )
             self._pid = process.pid
+            if self.stopped:  # meanwhile
+                self.end(signal.SIGKILL)
             limit = threading.Timer(self._limit_s(), self.end, (signal.SIGABRT,))
             limit.start()
             _, status, used = os.wait4(process.pid, 0)

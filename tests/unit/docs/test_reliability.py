@@ -66,7 +66,7 @@ FUZZER = """
 trap 'echo stat::number_of_executed_units: 41; exit CODE' TERM
 [ BEGUN = 0 ] || echo '#2 INITED cov: 7'
 echo ready
-while :; do read -rt 0.01 <> <(:) || :; done
+while :; do sleep 0.01; done
 """
 """Ends as libFuzzer does after SIGTERM."""
 
@@ -93,7 +93,7 @@ def test_what_a_stopped_fuzzer_did_counts(
     run._command = ["bash", "-c", script]
     thread = threading.Thread(target=run.run)
     thread.start()
-    await_true(lambda: run._log.exists() and "ready" in run._output())
+    await_true(lambda: run._pid and "ready" in run._output())
     run.stop()
     thread.join()
     assert [(one["count"], one["wrong"]) for one in campaign.records()] == recorded
@@ -105,14 +105,17 @@ def test_what_a_slice_found_stands_on_the_page(
     one = {
         "part": "kills", "count": 12_345, "unit": "kills and stops", "seed": 7, "command": "run it",
         "revision": "abc", "machine": "a machine", "begun": "2026-01-02T03:04:05+00:00",
-        "cpu_s": 10.0, "wall_s": 20.0, "lost": 0, "wrong": 1, "hung": 0, "left over": 2,
+        "cpu_s": 10.0, "wall_s": 60.0, "cause": "It slept.",
+        "lost": 0, "wrong": 1, "hung": 0, "left over": 2,
     }  # fmt: skip
     record = tmp_path / "record"
-    record.write_text(json.dumps(one) + "\n")
+    record.write_text(2 * (json.dumps(one) + "\n"))
     monkeypatch.setattr(campaign, "RECORD", record)
     page = campaign.page()
-    assert "* 2026-01-02, kills, seed 7, revision abc: 1 wrong, 2 left over" in page
-    assert "| 12,345 | 0 | 1 | 0 | 2 | 1,234 |" in page
-    assert "| 2026-01-02 03:04 | abc | 12,345 kills and stops | 20 s | `run it` |" in page
-    assert campaign.done("kills", "abc") == 12_345
+    assert (
+        "* 2026-01-02, kills, revision abc, seed 7 and 1 more: wrong, left over. It slept." in page
+    )
+    assert "| 24,690 | 0 | 2 | 0 | 4 | 1,234 |" in page
+    assert "| kills | a machine | abc | 2 | 24,690 kills and stops | 2 min |" in page
+    assert campaign.done("kills", "abc") == 24_690
     assert campaign.done("kills", "another") == 0
