@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
-import sys
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,8 +22,12 @@ def always_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def never_hangs() -> Iterator[None]:
+def never_hangs(stress_s: float, pytestconfig: pytest.Config) -> Iterator[None]:
     """End the whole run, telling where each thread is, rather than wait for ever."""
-    faulthandler.dump_traceback_later(5 * HANG_LIMIT_S, exit=True, file=sys.__stderr__ or 2)
+    capture = pytestconfig.pluginmanager.get_plugin("capturemanager")
+    with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
+        stderr = os.dup(2)  # what is written to a captured one is lost
+    faulthandler.dump_traceback_later(5 * HANG_LIMIT_S + stress_s, exit=True, file=stderr)
     yield
     faulthandler.cancel_dump_traceback_later()
+    os.close(stderr)
