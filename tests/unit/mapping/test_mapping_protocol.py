@@ -1,7 +1,7 @@
-"""The mapping tests of the standard library, and zict's, hold for a CompressedMapping.
+"""The mapping tests of the standard library hold for a CompressedMapping.
 
-Of the standard library's, all for mappings in general run, and those for string keys. A dict's
-copy() and fromkeys() do not exist here. Pythons without the package `test` skip these.
+All tests for mappings in general run, and those for string keys. A dict's copy() and fromkeys() do
+not exist here. Pythons without the package `test` skip these.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
-from zict.tests import utils_test as zict_tests
 
 from batchzip import CompressedMapping, Engine, SwapStore
 
@@ -44,30 +43,3 @@ class TestProtocol(mapping_tests.BasicTestMappingProtocol):  # type: ignore[misc
     test_keys = mapping_tests.TestMappingProtocol.test_keys
     test_len = mapping_tests.TestMappingProtocol.test_len
     test_pop = mapping_tests.TestMappingProtocol.test_pop
-
-
-@pytest.fixture
-def mapping() -> Iterator[CompressedMapping]:
-    with (
-        Engine("lz4", backend="sequential") as engine,
-        SwapStore(engine) as store,
-        CompressedMapping(store) as made,
-    ):
-        yield made
-        made.check_invariants()
-        store.check_invariants()
-
-
-def test_zicts_check_of_a_mapping(mapping: CompressedMapping) -> None:
-    zict_tests.check_mapping(mapping)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("check", ["check_different_keys_threadsafe", "check_same_key_threadsafe"])
-def test_zicts_checks_of_threads(mapping: CompressedMapping, check: str) -> None:
-    getattr(zict_tests, check)(mapping)
-
-
-@pytest.mark.parametrize("check", ["check_bad_key_types", "check_bad_value_types"])
-def test_zicts_checks_of_what_is_refused(mapping: CompressedMapping, check: str) -> None:
-    getattr(zict_tests, check)(mapping)
