@@ -132,7 +132,7 @@ def command_of(name: str, *, short: bool) -> list[str]:
         for package, path in MODELS:
             spec = importlib.util.find_spec(package)
             if spec is not None and spec.origin is not None:
-                words.append(str(Path(spec.origin).parent / path))
+                words.append(os.path.relpath(Path(spec.origin).parent / path))
     script = name.partition("-")[0]
     if script == "bench":
         return [str(BATCHZIP), "bench", *words]
