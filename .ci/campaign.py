@@ -45,7 +45,7 @@ RECORD = ROOT / "docs/reliability.jsonl"
 PAGE = ROOT / "docs/reliability.md"
 TEMPLATE = ROOT / ".ci/reliability.md.in"
 CODE = ("batchzip", ":(exclude)batchzip/bench", "backends", "hatch_build.py")
-"""The code under test. After a change there, the counts start again. Benchmarks are not of it."""
+"""The code under test. After a change there, the counts start again. Benchmarks are not part of it."""
 
 OUTCOMES = ("lost", "wrong", "hung", "left over")
 GRACE_S = 900

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Self
 
 from batchzip.errors import BadArgument
 from batchzip.system.lifetime import Closing
+from batchzip.system.processes import process_stat
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,6 +32,9 @@ _NEAR = 0.95
 """Share of the largest size at which the second run is stopped: sizes differ a little."""
 
 _PERIOD_S = 0.005
+
+_RESIDENT_PAGES = 21
+"""Field of /proc/PID/stat, counted from the state on."""
 
 
 class Compiler(Closing):
@@ -114,8 +118,8 @@ def _family(pid: int) -> list[int]:
 
 
 def _resident_bytes(pid: int) -> int:
+    """Return the memory of a process, or 0 if it has ended."""
     try:
-        resident = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]
+        return int(process_stat(pid)[1][_RESIDENT_PAGES]) * os.sysconf("SC_PAGESIZE")
     except OSError:
         return 0
-    return int(resident) * os.sysconf("SC_PAGESIZE")
