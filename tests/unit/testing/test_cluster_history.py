@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 STRIPES = 4
 SECONDS = 0.4
+LIMIT_S = 60.0
+CHANCES = {"hangs": 1000, "mixes up": 1}
+"""One call in this many has the fault, if it can; of other faults, one in ten."""
 
 
 class DictStore:
@@ -34,11 +37,22 @@ class DictStore:
         self._fault = fault
         self._lock = threading.Lock()
         self._chances = 0
+        self.planted = 0
 
     def _planted(self, fault: str) -> bool:
-        """Whether a fault is due: one chance in ten."""
+        """Whether a fault is due, which is counted."""
         self._chances += self._fault == fault
-        return self._fault == fault and self._chances % (1000 if fault == "hangs" else 10) == 0
+        due = self._fault == fault and self._chances % CHANCES.get(fault, 10) == 0
+        self.planted += due
+        return due
+
+    def _always_planted(self, fault: str) -> bool:
+        self.planted += self._fault == fault
+        return self._fault == fault
+
+    def enough(self) -> bool:
+        """Whether the store has no fault, or had it so often that the check must have seen it."""
+        return self._fault is None or self.planted >= (1 if self._fault == "hangs" else 10)
 
     def lose(self, stripe: int) -> None:
         with self._lock:
@@ -48,7 +62,7 @@ class DictStore:
         time.sleep(0)
         for stripe in {index // STRIPE for index in indices} & self._lost:
             ranges = [range(i, i + 1) for i in self._pages if i // STRIPE in self._lost]
-            if self._fault == "names nothing":
+            if self._always_planted("names nothing"):
                 ranges = []
             raise PagesLost(f"tcp://of-{stripe}", "it was said to be", ranges)
 
@@ -66,7 +80,7 @@ class DictStore:
                 new[index] = (
                     new[index][: PAGE // 2] + self._pages.get(index, bytes(PAGE))[PAGE // 2 :]
                 )
-            if self._planted("mixes up") and len(new) > 1:
+            if len(new) > 1 and self._planted("mixes up"):
                 new[index] = new[index + 1]
             self._pages.update(new)
             if self._planted("forgets"):
@@ -101,10 +115,10 @@ class DictStore:
         with self._lock:
             gone = {i: page for i, page in self._pages.items() if i // STRIPE in self._lost}
             self._lost.clear()
-            if self._fault != "raises the dead":
+            if not (gone and self._always_planted("raises the dead")):
                 for index in gone:
                     del self._pages[index]
-            if gone and self._fault == "recovers too much":
+            if gone and self._always_planted("recovers too much"):
                 self._pages.clear()
             return [range(i, i + 1) for i in gone]
 
@@ -112,7 +126,9 @@ class DictStore:
         return 0
 
 
-def verdict_on(store: Any, folder: Path, *, lose: bool = True, limit_s: float = 60.0) -> Verdict:
+def verdict_on(
+    store: DictStore, folder: Path, *, lose: bool = True, limit_s: float = 60.0
+) -> Verdict:
     """Use a store from several threads, and check what they saw."""
     path = folder / "client"
     log = Log(path)
@@ -122,8 +138,10 @@ def verdict_on(store: Any, folder: Path, *, lose: bool = True, limit_s: float = 
     threads = [threading.Thread(target=load.use, args=(seed,)) for seed in range(3)]
     for thread in threads:
         thread.start()
-    end = time.monotonic() + SECONDS
-    while time.monotonic() < end:
+    begun = time.monotonic()
+    while (lasted := time.monotonic() - begun) < SECONDS or not store.enough():
+        if lasted > LIMIT_S:
+            break
         time.sleep(0.03)
         if lose:
             store.lose(random.randrange(STRIPES))
@@ -133,6 +151,7 @@ def verdict_on(store: Any, folder: Path, *, lose: bool = True, limit_s: float = 
     load.recover()
     load.read_all()
     log.close()
+    assert store.enough(), f"the fault came {store.planted} times in {LIMIT_S} s"
     return check([path], losses=lose, limit_s=limit_s)
 
 
