@@ -78,6 +78,8 @@ class Backend(ABC):
     page_size: int
     isolate: bool = False
     """Whether this process never runs the codec."""
+    is_local: bool = False
+    """Whether only threads of this process run the codec. A mapping then divides large values."""
     codec: Codec | None = None
     coders: Coders
     """Compress and decompress in the owner's process, and count."""

@@ -21,6 +21,7 @@ class SequentialBackend(Backend):
     """Does the work in the calling thread. `submit` returns a request that is done."""
 
     name = "sequential"
+    is_local = True
 
     def __init__(self, *, workers: int | None = None) -> None:
         del workers  # only the caller works

@@ -38,6 +38,7 @@ class ThreadsBackend(LanesBackend):
     """
 
     name = "threads"
+    is_local = True
 
     def __init__(self, *, workers: int | None = None, isolate: bool = False) -> None:
         if isolate:

@@ -66,7 +66,6 @@ class Holder:
     """The serializer of the values. "bytes" if they are bytes."""
     algorithm: str = ""
     level: int | None = None
-    page_size: int = 4096
     dictionary: bool = False
 
     @property
@@ -82,8 +81,6 @@ class Holder:
             }[self.kind]
         words = [self.algorithm if self.level is None else f"{self.algorithm} {self.level}"]
         words += [self.serializer] * has_objects
-        if self.page_size != 4096:
-            words.append(f"{self.page_size >> 10} KiB pages")
         if self.dictionary:
             words.append("dictionary")
         return ", ".join(words)
@@ -126,8 +123,7 @@ class Holder:
         return "\n".join([*lines, "    return value"])
 
     def _parameters(self) -> dict[str, Any]:
-        level = {} if self.level is None else {"level": self.level}
-        return level if self.page_size == 4096 else {**level, "page_size": self.page_size}
+        return {} if self.level is None else {"level": self.level}
 
     def _options(self) -> dict[str, Any]:
         options = {} if self.serializer == "bytes" else {"serializer": self.serializer}

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from batchzip.advice.spool import Spooled
 
 _SOME = 0.1
-"""Fraction of all bytes that long or short values must have for settings that suit only them:
-larger pages for values stored as pages, dictionaries for the others."""
+"""Fraction of all bytes that short values must have for dictionaries, which suit only them."""
 
 _NEAR = 0.05
 """Difference in memory (a fraction) that does not justify a slower or more complex choice."""
@@ -165,15 +164,13 @@ def _dicts(serializer: str, *, is_json: bool) -> list[Holder]:
 
 def _worth_trying(spooled: Spooled, serializer: str) -> list[Holder]:
     some = spooled.value_bytes * _SOME
-    is_large = spooled.value_bytes - spooled.short_bytes > some
     holders = []
-    for size in (4096, 16384, 65536) if is_large else (4096,):
-        for algorithm, level in (("lz4", None), ("zstd", 1), ("zstd", 3)):
-            plain = Holder("mapping", serializer, algorithm, level, size)
-            holders.append(plain)
-            # Dictionaries are for short values: longer ones repeat themselves enough.
-            if algorithm == "zstd" and spooled.short_bytes > some:
-                holders.append(replace(plain, dictionary=True))
+    for algorithm, level in (("lz4", None), ("zstd", 1), ("zstd", 3)):
+        plain = Holder("mapping", serializer, algorithm, level)
+        holders.append(plain)
+        # Dictionaries are for short values: longer ones repeat themselves enough.
+        if algorithm == "zstd" and spooled.short_bytes > some:
+            holders.append(replace(plain, dictionary=True))
     return holders
 
 

@@ -2,7 +2,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 from batchzip.core.coder cimport Coders, CoderState, Stored
 
-cdef struct Value:  # one of a batch of values, of up to a page each
+cdef struct Value:  # one of a batch of values, or of the chunks of a value
     const uint8_t *data  # the value, to be compressed
     uint8_t *output  # room for the stored bytes, or for the restored value
     Stored stored

@@ -13,8 +13,8 @@ one another within each share, so the output at position p begins at p × capaci
 Typically they touch a sixth of that memory, stay in the cache, and never move. `offsets` has their
 places.
 
-Values. A batch of a mapping has `values` instead of pages. Each value is up to a page long and has
-room of its own (records.pyx). Lanes use `coders` for their codec, which is not always the engine's.
+Values. A batch of a mapping has `values` instead of pages. Each value, or chunk of a value, has room
+of its own (records.pyx, chunks.pyx). Lanes use `coders` for their codec, which is not always the engine's.
 
 The Python classes check shapes, types and overlap before they make a Pointers. A Pointers keeps
 references to the buffers, so their memory stays valid.
@@ -25,14 +25,14 @@ from cpython.buffer cimport (
 )
 from cpython.bytes cimport PyBytes_CheckExact
 from cpython.exc cimport PyErr_CheckSignals
-from libc.errno cimport EBADMSG, EINVAL, ETIMEDOUT
+from libc.errno cimport EBADMSG, EINVAL, ENOMEM, ETIMEDOUT
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
 from batchzip.core.coder cimport (
     ABORT, COMPRESS, DECOMPRESS, Coder, Coders, CoderState, Stored, Tally, compress_page,
-    decode_value, encode_value, hash_output, raise_callback_error, restore_page,
+    decode_value, encode_value, hash_output, make_room, raise_callback_error, restore_page,
 )
 from batchzip.core.memory cimport bz_calloc, bz_malloc, bz_realloc
 
@@ -72,11 +72,14 @@ cdef int64_t _do_value(
         done.bytes_in += stored.raw_length
     else:
         done.bytes_in += stored.length
-        value.code = decode_value(coder, stored)
+        value.code = -ENOMEM
+        if make_room(coder, stored.raw_length) == 0:
+            value.code = decode_value(coder, stored, value.output)
         length = stored.raw_length
     if value.code == 0:
-        memcpy(value.output, stored.data, length)
-        stored.data = value.output
+        if stored.data != value.output:
+            memcpy(value.output, stored.data, length)
+            stored.data = value.output
         if stored.codec:
             done.bytes_out += length
     return value.code

@@ -347,13 +347,14 @@ cdef void _shuffle_value(CoderState *coder, size_t size) noexcept nogil:
 
 
 cdef int64_t restore_value(
-    CoderState *coder, const uint8_t *src, size_t length, size_t size
+    CoderState *coder, const uint8_t *src, size_t length, uint8_t *output, size_t size
 ) noexcept nogil:
-    """Restore exactly `size` bytes to `coder.restored`. Return as `restore_page` does.
+    """Restore exactly `size` bytes to `output`. Return as `restore_page` does.
 
-    The caller has called `make_room`. The four bytes before `src` are overwritten.
+    The caller has called `make_room`. The four bytes before `src` are overwritten. On failure,
+    `output` has arbitrary bytes.
     """
-    cdef uint8_t *room = coder.shuffled if coder.element_size else coder.restored
+    cdef uint8_t *room = coder.shuffled if coder.element_size else output
     cdef uint32_t magic = ZSTD_MAGIC
     cdef int64_t restored
     cdef size_t whole
@@ -365,8 +366,8 @@ cdef int64_t restore_value(
     if restored > 0 and coder.element_size:
         whole = size - size % coder.element_size
         if whole:
-            bz_unshuffle(room, coder.restored, whole, coder.element_size, coder.floats)
-        memcpy(coder.restored + whole, room + whole, size - whole)
+            bz_unshuffle(room, output, whole, coder.element_size, coder.floats)
+        memcpy(output + whole, room + whole, size - whole)
     return restored
 
 
@@ -395,20 +396,23 @@ cdef int encode_value(
     return 0
 
 
-cdef int decode_value(CoderState *coder, Stored *stored) noexcept nogil:
+cdef int decode_value(CoderState *coder, Stored *stored, uint8_t *output) noexcept nogil:
     """Verify and restore a stored value, and set `data` to it. Return 0, a negative errno or ABORT.
 
-    The caller has called `make_room`. The four bytes before `data` are overwritten.
+    It is restored to `output`, or to the coder's memory if that is NULL. A value that is stored raw
+    is not copied. The caller has called `make_room`. The four bytes before `data` are overwritten.
     """
     cdef int64_t restored
     if stored.checksum != _checksum(coder, stored):
         return -EBADMSG
     if stored.codec == 0:
         return 0 if stored.length == max(stored.raw_length, <uint32_t>1) else -EBADMSG
-    restored = restore_value(coder, stored.data, stored.length, stored.raw_length)
+    if output is NULL:
+        output = coder.restored
+    restored = restore_value(coder, stored.data, stored.length, output, stored.raw_length)
     if restored < 0:
         return <int>restored
-    stored.data = coder.restored
+    stored.data = output
     return 0
 
 

@@ -1,8 +1,10 @@
 """Records: the values of one mapping by key, with the operations of a cache."""
 
+from collections.abc import Sequence
 from typing import Any, Self, final
 
 from batchzip.arguments.buffers import Buffer
+from batchzip.core.chunks import Chunked
 from batchzip.core.coder import Coders
 from batchzip.core.division import Divider
 from batchzip.core.entries import Entries
@@ -31,8 +33,8 @@ class LargeValue:
 class Found:
     """A value that a look-up found.
 
-    `data` holds its bytes. If `data` is None, gather the objects at `indices`, an array of uint64,
-    and pass them to `finish`.
+    `data` holds its bytes. If `data` is None, pass it to `finish`, with the gathered objects at
+    `indices`, an array of uint64, if there are any.
     """
 
     @property
@@ -69,8 +71,16 @@ class Records:
         """The largest value, in bytes, that the codec compresses in one call."""
 
     @property
+    def takes_chunks(self) -> bool:
+        """Whether larger values are compressed in chunks: `compress` and `put_chunked`."""
+
+    @property
     def divider(self) -> Divider:
         """The Divider that divides batches of values between their callers and the lanes."""
+
+    @property
+    def chunk_divider(self) -> Divider:
+        """The Divider that divides the chunks of one value between its caller and the lanes."""
 
     def require_open(self) -> None:
         """Raise ClosedError if the mapping is closed, or ForkedProcess in a forked child."""
@@ -92,14 +102,19 @@ class Records:
         """
 
     def get(self, key: Any, peek: bool = False) -> bytes | LargeValue | Found | object:
-        """Return a value's bytes, MISSING, its LargeValue, or Found if it is in the backing file.
+        """Return a value's bytes, MISSING, its LargeValue, or a Found that `finish` takes.
 
         With `peek`, the value does not count as used, and its bytes are returned as a Found, too.
         Raise PageError with EBADMSG if the stored value is damaged.
         """
 
-    def finish(self, where: Found, gathered: Gathered) -> bytes | None:
-        """Return the bytes of a value that was read from the backing file.
+    def finish(
+        self, where: Found, gathered: Gathered | None = None, *, rings: tuple[Ring, ...] = ()
+    ) -> bytes | list[memoryview] | None:
+        """Return the value that `get` found: bytes, or a list of its parts in new memory.
+
+        `gathered` has the objects at its `indices`, read from the backing file if necessary.
+        `rings` are those of the lanes, which help with a value in chunks if they are threads.
 
         Return None if the value has changed meanwhile; call `get` again then.
         """
@@ -125,6 +140,23 @@ class Records:
         self, key: Any, value: LargeValue, *, deadline: int = 0, if_absent: bool = False
     ) -> int:
         """Assign to a key a value that is stored as pages. Return as `put`."""
+
+    def compress(self, parts: Sequence[Buffer], *, rings: tuple[Ring, ...] = ()) -> Chunked:
+        """Compress the parts of a value that is larger than `most_bytes`, for `put_chunked`.
+
+        `rings` are those of the lanes. Lanes help only if they are threads. Raise MemoryError.
+        """
+
+    def put_chunked(
+        self,
+        key: Any,
+        value: Chunked,
+        *,
+        deadline: int = 0,
+        if_absent: bool = False,
+        limit: int = 0,
+    ) -> int:
+        """Store a value that was compressed in chunks. Return as `put`."""
 
     def remove(self, key: Any, expected: LargeValue | Found | None = None) -> bool:
         """Remove a key and its value. Return whether a value was removed.

@@ -11,9 +11,13 @@ beyond the indices of pages. LRU, limits, writeback and checks therefore treat i
 entry. If the result takes more than a page, the value lies in slices (slices.pyx), and its entry
 says in which.
 
-A larger value is stored as pages by the mapping (mapping.py). Its entry holds a number. `large`
-maps that number to a Python object, which holds the pages' indices. A reader of the pages keeps a
-reference to that object.
+A larger value is compressed in chunks (chunks.pyx). Its stored form is a record or lies in slices
+like that of every other value. A value whose serialised length is above that of a chunk is one in
+chunks.
+
+If the codec runs elsewhere, in worker processes or in Python, a larger value is stored as pages by
+the mapping (mapping/pages.py). Its entry holds a number. `large` maps that number to a Python
+object, which holds the pages' indices. A reader of the pages keeps a reference to that object.
 
 One step under the pool's mutex, without the interpreter, determines what an entry was and what it
 becomes. Two threads that change one key do so one after the other. A signal handler that runs
@@ -71,6 +75,7 @@ from batchzip.core.coder cimport (
     ABORT, COMPRESS, DECOMPRESS, Coder, Coders, CoderState, Stored, count_value, decode_value,
     encode_value, is_faster_with_gil, make_room, most_value, raise_callback_error,
 )
+from batchzip.core.chunks cimport Chunked, ChunkWork
 from batchzip.core.gather cimport Gathered, Row, entry_is
 from batchzip.core.keyindex cimport (
     NOWHERE, KeyBlock, KeyIndex, KeyView, block_of, index_add, index_bytes, index_close,
@@ -89,7 +94,7 @@ from batchzip.core.pool cimport (
 )
 from batchzip.core.ring cimport Ring
 from batchzip.core.slices cimport (
-    MOST_SLICES, Slices, slices_close, slices_copy, slices_fault, slices_free, slices_length,
+    Slices, slices_close, slices_copy, slices_fault, slices_free, slices_length,
     slices_list, slices_open, slices_pool_bytes, slices_store, slices_use,
 )
 from batchzip.core.table cimport (
@@ -110,7 +115,7 @@ cdef extern from "native.h" nogil:
     int64_t bz_now_ns()
 
 cdef enum:
-    CHUNK = 64  # expired values removed in one step
+    EXPIRED = 64  # expired values removed in one step
     PART = 256  # maximum number of values per part without lanes
     SHARED = 128  # maximum number of values per part with lanes
     FEW = 64  # minimum number of values per put with `most`, if they fit as many pages
@@ -127,6 +132,7 @@ cdef enum RecordOutcome:
     BUSY  # the mutex was not free
     MISSING_KEY
     IS_LARGE
+    IS_CHUNKED
     IN_FILE
     OTHER_CODEC
     TOO_LONG
@@ -396,18 +402,26 @@ cdef int _enter(
     return 0
 
 
+cdef inline bint _is_chunked(State *state, const Lookup *got) noexcept nogil:
+    return got.stored.raw_length > most_value(state.entries.objects.pool.page_size)
+
+
 cdef int _find(
-    State *state, const KeyView *key, uint8_t *room, size_t size, int number, bint peek, Lookup *got
+    State *state, const KeyView *key, uint8_t *room, size_t size, int number, bint peek,
+    bint chunked, Lookup *got,
 ) noexcept nogil:
     """Find a value and copy its object from the pool. It counts as used unless `peek` is set.
 
     Return a RecordOutcome, −EBADF (closed), or −EBADMSG (damaged). TOO_LONG means that the value in
-    the pool has more than `size` bytes.
+    the pool has more than `size` bytes. Without `chunked`, a value in chunks is not copied and
+    does not count as used. `got` then has the length of its stored form, and IS_CHUNKED is
+    returned. With `chunked`, `size` is the room for a stored form.
     """
     cdef EntriesState *entries = state.entries
     cdef uint32_t position
     cdef Entry *entry
     cdef const uint8_t *data = NULL
+    cdef size_t needed
     if entries.closed or state.closed:
         got.removed_large = 0
         return -EBADF
@@ -424,12 +438,17 @@ cdef int _find(
     if entry.kind == RECORD or entry.kind == SLICED:
         if entry.codec and entry.codec != number:
             return OTHER_CODEC
-        if got.stored.raw_length > size:
-            return TOO_LONG
         if entry.kind == SLICED:
             got.stored.length = slices_length(entry.value)
         else:
             data = pool_bytes(entries.objects.pool, entry.value, &got.stored.length)
+        needed = got.stored.raw_length
+        if _is_chunked(state, got):
+            if not chunked:
+                return IS_CHUNKED
+            needed = got.stored.length
+        if needed > size:
+            return TOO_LONG
         if got.stored.length > size:
             return -EBADMSG
     if not peek:
@@ -459,34 +478,34 @@ cdef int _find_one(
     cdef int found
     if not _lock(state, waits):
         return BUSY
-    found = _find(state, key, coder.state.output + AHEAD, coder.state.room, number, peek, got)
+    found = _find(
+        state, key, coder.state.output + AHEAD, coder.state.room, number, peek, False, got
+    )
     if found == TOO_LONG:
         found = -ENOMEM
         if make_room(&coder.state, got.stored.raw_length) == 0:
             found = _find(
-                state, key, coder.state.output + AHEAD, coder.state.room, number, peek, got
+                state, key, coder.state.output + AHEAD, coder.state.room, number, peek, False, got
             )
     pool_unlock(state.entries.objects.pool)
     return found
 
 
 cdef int _join_rows(
-    const Row *rows, uint32_t count, CoderState *coder, Lookup *got
+    const Row *rows, uint32_t count, uint8_t *room, size_t size, Lookup *got
 ) noexcept nogil:
-    """Join a value's gathered objects in the coder's memory. Return LOADED or a negative errno."""
+    """Join a value's gathered objects in `size` bytes of memory. Return LOADED or an errno."""
     cdef uint32_t at, length = 0
-    if make_room(coder, got.stored.raw_length) < 0:
-        return -ENOMEM
     for at in range(count):
         if rows[at].failure:
             return rows[at].failure
-        if rows[at].data is NULL or rows[at].length > coder.room - length:
+        if rows[at].data is NULL or rows[at].length > size - length:
             return -EBADMSG
-        memcpy(coder.output + AHEAD + length, rows[at].data, rows[at].length)
+        memcpy(room + length, rows[at].data, rows[at].length)
         length += rows[at].length
-    if got.entry.kind == SLICED and length != got.stored.length:
+    if got.entry.kind == SLICED and length != slices_length(got.entry.value):
         return -EBADMSG
-    got.stored.data = coder.output + AHEAD
+    got.stored.data = room
     got.stored.length = length
     return LOADED
 
@@ -497,7 +516,7 @@ cdef int _restore(CoderState *coder, Lookup *got) noexcept nogil:
     Return LOADED, a negative errno or ABORT.
     """
     cdef Stored stored = got.stored
-    cdef int code = decode_value(coder, &got.stored)
+    cdef int code = decode_value(coder, &got.stored, NULL)
     if stored.codec:
         stored.codec = 0 if code else stored.codec
         count_value(coder, DECOMPRESS, &stored)
@@ -579,11 +598,14 @@ cdef inline void _view(const KeyIndex *index, Key key, KeyView *view) noexcept:
     view.hash = index_hash(index, key.compared, key.compared_length)
 
 
-cdef Found _make_found(const Lookup *got, bytes data, bytes indices):
+cdef Found _make_found(
+    const Lookup *got, bytes data, bytes indices, Chunked chunked=None
+):
     cdef Found found = Found.__new__(Found)
     found.got = got[0]
     found.data = data
     found.indices = indices
+    found.chunked = chunked
     return found
 
 
@@ -615,12 +637,13 @@ cdef class LargeValue:
 cdef class Found:
     """A value that a look-up found.
 
-    `data` holds its bytes. If `data` is None, gather the objects at `indices`, an array of uint64,
-    and pass them to `finish`.
+    `data` holds its bytes. If `data` is None, pass it to `finish`, with the gathered objects at
+    `indices`, an array of uint64, if there are any.
     """
 
     cdef readonly bytes indices
     cdef readonly bytes data
+    cdef Chunked chunked
     cdef Lookup got
 
 
@@ -815,11 +838,13 @@ cdef class Records:
     cdef Coders current
     cdef readonly object divider  # divides batches of values of that codec
     cdef tuple lane_coders  # Coders, rings, and one coder per ring
+    cdef tuple chunk_tools  # Coders, their number, and a Divider for chunks
     cdef Py_ssize_t batches  # under way
     cdef uint64_t value_ns[2]  # time per value in a batch, by operation; 0 if not known yet
     cdef uint32_t turns  # batches that qualified for lanes
     cdef readonly int number
     cdef readonly size_t most_bytes  # the largest value that is compressed in one call
+    cdef readonly bint takes_chunks  # whether larger values are compressed in chunks
     cdef object name
     cdef bint closed
 
@@ -844,6 +869,11 @@ cdef class Records:
             raise ClosedError(f"this {self.name} is closed")
         return self.entries.refuse()
 
+    @property
+    def chunk_divider(self):
+        """The Divider that divides the chunks of one value between its caller and the lanes."""
+        return self.chunk_tools[2]
+
     def require_open(self) -> None:
         """Raise ClosedError if the mapping is closed, or ForkedProcess in a forked child."""
         self.refuse()
@@ -863,9 +893,11 @@ cdef class Records:
         self.current, self.number = coders, number
         native = coders.codec.plan().native
         self.most_bytes = self.entries.objects.page_size
-        if native is not None and _is_available(native):
+        self.takes_chunks = native is not None and _is_available(native)
+        if self.takes_chunks:
             self.most_bytes = most_value(self.most_bytes)
         self.divider = Divider(coders, eager=True)
+        self.chunk_tools = coders, number, Divider(coders)
         for other in list(self.coders):
             if other != number and not self.state.entries.objects.entries_of[other]:
                 del self.coders[other]
@@ -888,7 +920,7 @@ cdef class Records:
         return timed
 
     cpdef get(self, key, bint peek=False):
-        """Return a value's bytes, MISSING, its LargeValue, or Found if it is in the backing file.
+        """Return a value's bytes, MISSING, its LargeValue, or a Found that `finish` takes.
 
         With `peek`, the value does not count as used, and its bytes are returned as a Found, too.
         Raise PageError with EBADMSG if the stored value is damaged.
@@ -899,6 +931,7 @@ cdef class Records:
         cdef int found = OTHER_CODEC, number = self.number
         cdef Coders coders = self.current
         cdef Coder coder
+        cdef Chunked chunked = None
         cdef object result = None
         encode_key(room, key)
         self.refuse()
@@ -926,6 +959,19 @@ cdef class Records:
                     raise_callback_error(&coder.state)
             finally:
                 coders.give(coder)
+            if found == IS_CHUNKED:
+                chunked = Chunked.__new__(Chunked)
+                chunked.reserve(got.stored.length)
+                with nogil:
+                    pool_lock(self.state.entries.objects.pool)
+                    found = _find(
+                        &self.state, &view, chunked.data, chunked.room, number, peek, True, &got
+                    )
+                    pool_unlock(self.state.entries.objects.pool)
+                if found == LOADED and _is_chunked(&self.state, &got):
+                    return _make_found(&got, None, b"", chunked)
+                if found == LOADED or found == TOO_LONG:  # replaced meanwhile
+                    found = OTHER_CODEC
             if found == OTHER_CODEC and got.stored.codec:
                 coders = <Coders>self.coders.get(got.stored.codec)
                 number = got.stored.codec
@@ -954,20 +1000,23 @@ cdef class Records:
 
         Return None if the value has changed.
         """
-        cdef uint64_t indices[MOST_SLICES]
-        cdef uint32_t count = 1
+        cdef size_t page = self.entries.objects.page_size, count = 1
         cdef bint same = True
-        indices[0] = got.index
+        cdef uint64_t *start
+        cdef bytes indices
+        if got.entry.kind == SLICED:
+            count = (slices_length(got.entry.value) + page - 1) // page
+        indices = PyBytes_FromStringAndSize(NULL, 8 * count)
+        start = <uint64_t *>PyBytes_AS_STRING(indices)
+        start[0] = got.index
         if got.entry.kind == SLICED:
             with nogil:
                 pool_lock(self.state.entries.objects.pool)
                 same = _is_still(&self.state, got)
                 if same:
-                    count = slices_list(&self.state.slices, got.entry.value, indices)
+                    slices_list(&self.state.slices, got.entry.value, start)
                 pool_unlock(self.state.entries.objects.pool)
-        if not same:
-            return None
-        return _make_found(got, None, PyBytes_FromStringAndSize(<const char *>indices, 8 * count))
+        return _make_found(got, None, indices) if same else None
 
     cdef int _fail(self, Coders coders, int code) except -1:
         if code == -EBADF:
@@ -976,8 +1025,11 @@ cdef class Records:
         self.entries.count_event("decompress_fail")
         raise PageError(0, code)
 
-    def finish(self, Found where not None, Gathered gathered not None):
-        """Return the bytes of a value that was read from the backing file.
+    def finish(self, Found where not None, Gathered gathered=None, *, tuple rings=()):
+        """Return the value that `get` found: bytes, or a list of its parts.
+
+        `gathered`  the objects at its `indices`, read from the backing file if necessary.
+        `rings`     those of the lanes, which help with a value in chunks if they are threads.
 
         Return None if the value has changed meanwhile; call `get` again then.
         """
@@ -985,32 +1037,82 @@ cdef class Records:
         cdef Coder coder
         cdef Lookup got = where.got
         cdef uint32_t row
-        cdef int found
+        cdef int found = LOADED
         cdef bint same
+        cdef object result = None
         coders = <Coders>self.coders.get(got.stored.codec or self.number)
         if coders is None:  # no value of that codec is left
             return None
-        coder = coders.take()
-        try:
-            found = _join_rows(gathered.rows, gathered.count, &coder.state, &got)
-            if found == LOADED:
-                with nogil:
-                    found = _restore(&coder.state, &got)
-            if found == LOADED:
-                return PyBytes_FromStringAndSize(
-                    <const char *>got.stored.data, got.stored.raw_length
-                )
-            if found == ABORT:
-                raise_callback_error(&coder.state)
-        finally:
-            coders.give(coder)
+        if _is_chunked(&self.state, &got):
+            result = self._finish_chunked(coders, where, gathered, rings)
+            if type(result) is not int:
+                return result
+            found = <int>result
+        else:
+            coder = coders.take()
+            try:
+                if make_room(&coder.state, got.stored.raw_length) < 0:
+                    found = -ENOMEM
+                else:
+                    found = _join_rows(
+                        gathered.rows, gathered.count, coder.state.output + AHEAD, coder.state.room,
+                        &got,
+                    )
+                if found == LOADED:
+                    with nogil:
+                        found = _restore(&coder.state, &got)
+                if found == LOADED:
+                    return PyBytes_FromStringAndSize(
+                        <const char *>got.stored.data, got.stored.raw_length
+                    )
+                if found == ABORT:
+                    raise_callback_error(&coder.state)
+            finally:
+                coders.give(coder)
         with nogil:
             pool_lock(self.state.entries.objects.pool)
             same = _is_still(&self.state, &got)
             pool_unlock(self.state.entries.objects.pool)
-        for row in range(gathered.count):
-            same = same and not gathered.has_changed(row)
+        if gathered is not None:
+            for row in range(gathered.count):
+                same = same and not gathered.has_changed(row)
         return self._fail(coders, found) if same else None
+
+    cdef object _finish_chunked(
+        self, Coders coders, Found where, Gathered gathered, tuple rings
+    ):
+        """Return a value in chunks, or a negative errno."""
+        cdef Chunked chunked = where.chunked
+        cdef Lookup got = where.got
+        cdef uint64_t length = 0
+        cdef uint32_t row
+        cdef int code
+        if chunked is None:
+            for row in range(gathered.count):
+                length += gathered.rows[row].length
+            chunked = Chunked.__new__(Chunked)
+            chunked.reserve(max(length, <uint64_t>1))
+            code = _join_rows(
+                gathered.rows, gathered.count, chunked.data, chunked.room, &got
+            )
+            if code != LOADED:
+                return code
+        chunked.stored = got.stored
+        chunked.stored.data = chunked.data
+        return self._chunk_work(coders, got.stored.codec, rings).restore(chunked)
+
+    cdef ChunkWork _chunk_work(self, Coders coders, int number, tuple rings):
+        """Return what chunks of a codec are compressed or restored with."""
+        cdef list lane_coders = None
+        current, _, divider = self.chunk_tools
+        if current is not coders:
+            divider = Divider(coders)
+        elif rings:
+            lane_coders = self.coders_for(coders, rings)
+        return ChunkWork(
+            coders, number, divider, () if lane_coders is None else rings, lane_coders,
+            self.entries.objects.page_size,
+        )
 
     def remove(self, key, expected=None) -> bool:
         """Remove a key and its value. Return whether a value was removed.
@@ -1112,21 +1214,17 @@ cdef class Records:
                 self.large.pop(expired, None)
         if code == -EBADF:
             self.refuse()
+        if code == 0:
+            self._keep_coders(number, coders)
         return code
 
     def put_large(
         self, key, LargeValue value not None, *, int64_t deadline=0, bint if_absent=False
     ) -> int:
         """Assign to a key a value that is stored as pages. Return as `put`."""
-        cdef Key room = Key.__new__(Key)
-        cdef KeyView view
         cdef NewValue new
-        cdef Lookup got
         cdef int code
-        cdef uint64_t expired = 0
-        encode_key(room, key)
         self.refuse()
-        _view(&self.state.index, room, &view)
         self.large_number += 1
         value.number = new.number = self.large_number
         new.kind = LARGE
@@ -1134,10 +1232,52 @@ cdef class Records:
         new.stored.checksum = new.stored.length = new.stored.raw_length = 0
         new.deadline = deadline
         self.large[new.number] = value
+        code = -1
+        try:
+            code = self._put_made(key, &new, if_absent, 0)
+        finally:
+            if code:
+                self.large.pop(new.number, None)
+        return code
+
+    def compress(self, parts not None, *, tuple rings=()) -> Chunked:
+        """Compress the parts of a value that is larger than `most_bytes`, for `put_chunked`.
+
+        `rings` are those of the lanes. Lanes help only if they are threads.
+        """
+        coders, number, _ = self.chunk_tools
+        self.refuse()
+        return self._chunk_work(coders, number, rings).compress(list(parts))
+
+    def put_chunked(
+        self, key, Chunked value not None, *, int64_t deadline=0, bint if_absent=False,
+        uint64_t limit=0,
+    ) -> int:
+        """Store a value that was compressed in chunks. Return as `put`."""
+        cdef NewValue new
+        cdef int code
+        self.refuse()
+        new.kind = RECORD
+        new.number = 0
+        new.deadline = deadline
+        new.stored = value.stored
+        code = self._put_made(key, &new, if_absent, limit)
+        if code == 0:
+            self._keep_coders(value.stored.codec, value.coders)
+        return code
+
+    cdef int _put_made(self, key, const NewValue *new, bint if_absent, uint64_t limit) except 1:
+        """Store a value whose stored form is ready. Return as `put`."""
+        cdef Key room = Key.__new__(Key)
+        cdef KeyView view
+        cdef Lookup got
+        cdef int code
+        cdef uint64_t expired = 0
+        encode_key(room, key)
+        self.refuse()
+        _view(&self.state.index, room, &view)
         with nogil:
-            code = _store(&self.state, &view, &new, if_absent, 0, True, &got, &expired)
-        if code:
-            self.large.pop(new.number, None)
+            code = _store(&self.state, &view, new, if_absent, limit, True, &got, &expired)
         if got.removed_large:
             self.large.pop(got.removed_large, None)
         if expired:
@@ -1145,6 +1285,12 @@ cdef class Records:
         if code == -EBADF:
             self.refuse()
         return code
+
+    cdef int _keep_coders(self, int number, Coders coders) except -1:
+        """Keep the coders of a stored value, whose codec may have been replaced meanwhile."""
+        if number and number not in self.coders:
+            self.coders[number] = coders
+        return 0
 
     # Several values.
 
@@ -1303,7 +1449,7 @@ cdef class Records:
                 except PageError as error:
                     found.append(error)
             else:
-                used = part.outcomes[at] not in (OTHER_CODEC, TOO_LONG)
+                used = part.outcomes[at] not in (OTHER_CODEC, TOO_LONG, IS_CHUNKED)
                 try:
                     found.append(self.get(keys[start + at], used))
                 except PageError as error:
@@ -1341,6 +1487,7 @@ cdef class Records:
             self.batches -= 1
         if code == -EBADF:
             self.refuse()
+        self._keep_coders(part.state.number, part.coders)
         return start, code
 
     cdef int put_alone(
@@ -1579,10 +1726,10 @@ cdef class Records:
 
     def expire(self) -> int:
         """Remove all expired values. Return the number of values removed."""
-        cdef uint64_t gone = 0, went = CHUNK, at
-        cdef uint64_t large[CHUNK]
+        cdef uint64_t gone = 0, went = EXPIRED, at
+        cdef uint64_t large[EXPIRED]
         self.refuse()
-        while went == CHUNK:
+        while went == EXPIRED:
             went = 0
             with nogil:
                 pool_lock(self.state.entries.objects.pool)
@@ -1700,7 +1847,7 @@ cdef void _get_part(State *state, _Part part, CoderState *coder) noexcept nogil:
         got = &part.got[at]
         pool_lock(state.entries.objects.pool)
         part.outcomes[at] = _find(
-            state, &part.views[at], coder.output + AHEAD, size, part.state.number, False, got
+            state, &part.views[at], coder.output + AHEAD, size, part.state.number, False, False, got
         )
         pool_unlock(state.entries.objects.pool)
         if part.outcomes[at] != LOADED:
@@ -1729,7 +1876,7 @@ cdef void _find_part(State *state, _Part part) noexcept nogil:
         pool_lock(state.entries.objects.pool)
         part.outcomes[at] = _find(
             state, &part.views[at], part.data + part.data_used + AHEAD, size, part.state.number,
-            False, &part.got[at],
+            False, False, &part.got[at],
         )
         pool_unlock(state.entries.objects.pool)
         if part.outcomes[at] == LOADED:
@@ -1839,7 +1986,7 @@ cdef int _shrink(State *state, uint64_t target, uint64_t *went, uint64_t *large)
 
 
 cdef uint64_t _expire(State *state, uint64_t *large) noexcept nogil:
-    """Remove up to CHUNK expired values. Return the number of values removed.
+    """Remove up to EXPIRED expired values. Return the number of values removed.
 
     `large` gets the number of each value that was LARGE, or 0.
     """
@@ -1849,12 +1996,12 @@ cdef uint64_t _expire(State *state, uint64_t *large) noexcept nogil:
     cdef int64_t now = _now()
     cdef const KeyBlock *block
     cdef Lookup got
-    while id != NOWHERE and went < CHUNK:
+    while id != NOWHERE and went < EXPIRED:
         block = index.blocks[id]
         after = block.after
         if block.deadlines is not NULL:
             for place in range(block.used):
-                if went == CHUNK:
+                if went == EXPIRED:
                     break
                 if place_is_live(block, place) and _place_is_over(block, place, now):
                     state.expirations += 1

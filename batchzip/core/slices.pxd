@@ -2,9 +2,6 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from batchzip.core.entries cimport EntriesState
 
-cdef enum:
-    MOST_SLICES = 128  # maximum slices of a value: 64 KiB in the smallest pages
-
 cdef extern from *:
     """
     #define BZ_SLICES ((uint64_t)3 << 62)

@@ -3,13 +3,15 @@
     the value's entry, SLICED: length << 32 | number ─▶ slice ─▶ next ─▶ slice ─▶ … ─▶ NO_SLICE
     a slice            an entry at the index SLICES | number ─▶ an object, in the pool or the file
 
-Such a value is compressed in one call, so that the codec finds repetitions anywhere in it. Objects
-of the pool, however, have at most a page. Each slice has an entry of its own. LRU, writeback,
-cleaning and checks therefore treat it like every other entry, and a value may be partly in the
-backing file. All slices of a value except the last have the size of a page.
+Such a value is compressed in one call, or in chunks that are longer than a page (chunks.pyx), so
+that the codec finds repetitions beyond a page. Objects of the pool, however, have at most a page.
+Each slice has an entry of its own. LRU, writeback, cleaning and checks therefore treat it like
+every other entry, and a value may be partly in the backing file. All slices of a value except the
+last have the size of a page.
 
 A slice's checksum shows that the slice is unchanged. The checksum of the value's own entry shows
-that these are the value's slices, in the right order.
+that these are the value's slices, in the right order. That of a value in chunks covers the head,
+which has the checksums of the chunks.
 
 Rejected:
 
@@ -40,6 +42,7 @@ from batchzip.core.table cimport (
 )
 
 cdef enum:
+    TOGETHER = 128  # slices whose objects are allocated in one step
     NO_SLICE = 0xFFFFFFFF
     LEAST_ROOM = 64
 
@@ -81,30 +84,58 @@ cdef int _reserve(Slices *slices, uint32_t count) noexcept nogil:
 cdef int slices_store(
     EntriesState *entries, Slices *slices, const uint8_t *data, uint32_t length, uint64_t *value
 ) noexcept nogil:
-    """Store the bytes of a value, at most MOST_SLICES pages, and set its entry's `value`.
+    """Store the bytes of a value, and set its entry's `value`.
 
     Return 0, or a negative errno with nothing stored.
     """
     cdef uint32_t page = entries.objects.pool.page_size
-    cdef uint32_t count = (length + page - 1) // page, at, number, first = NO_SLICE, held = 0
-    cdef uint32_t lengths[MOST_SLICES]
-    cdef uint64_t handles[MOST_SLICES]
+    cdef uint32_t left = (length - 1) // page + 1, first = NO_SLICE
+    cdef uint64_t start
+    cdef uint16_t stamp
+    cdef int code
+    if _reserve(slices, left) < 0:
+        return -ENOMEM
+    stamp = lru_use(&entries.lru, &entries.table, left, entries.pages + left)
+    while left:  # backwards, as each slice refers to its successor
+        start = <uint64_t>((left - 1) // TOGETHER * TOGETHER) * page
+        code = _store_some(
+            entries, slices, data + start, <uint32_t>min(length - start, <uint64_t>TOGETHER * page),
+            stamp, &first,
+        )
+        if code:
+            slices_free(entries, slices, first)
+            return code
+        left = <uint32_t>(start // page)
+    value[0] = <uint64_t>length << 32 | first
+    return 0
+
+
+cdef int _store_some(
+    EntriesState *entries, Slices *slices, const uint8_t *data, uint32_t length, uint16_t stamp,
+    uint32_t *first,
+) noexcept nogil:
+    """Store up to TOGETHER slices in front of `first`, and set `first` to the first of them.
+
+    Return 0, or a negative errno. `first` has the slices that are stored even then.
+    """
+    cdef uint32_t page = entries.objects.pool.page_size
+    cdef uint32_t count = (length - 1) // page + 1, at, number, held = 0
+    cdef uint32_t lengths[TOGETHER]
+    cdef uint64_t handles[TOGETHER]
     cdef Entry entry
     cdef int code
-    if _reserve(slices, count) < 0:
-        return -ENOMEM
-    for at in range(count):
+    lengths[0] = min(page, length)
+    for at in range(1, count):
         lengths[at] = min(page, length - at * page)
     code = pool_allocate(entries.objects.pool, count, lengths, handles)
     if code:
         return code
     entry.kind = SLICE
     entry.codec = 0
-    entry.epoch = lru_use(&entries.lru, &entries.table, count, entries.pages + count)
-    for at in range(count, 0, -1):  # backwards, as each slice refers to its successor
+    entry.epoch = stamp
+    for at in range(count, 0, -1):
         number = slices.used if slices.unused == NO_SLICE else slices.unused
         if table_prepare(&entries.table, SLICES | number, 1) < 0:
-            slices_free(entries, slices, first)
             for number in range(at):
                 pool_free(entries.objects.pool, handles[number])
             return -ENOMEM
@@ -112,8 +143,8 @@ cdef int slices_store(
             slices.unused = slices.next[number]
         else:
             slices.used += 1
-        slices.next[number] = first
-        first = number
+        slices.next[number] = first[0]
+        first[0] = number
         memcpy(
             pool_bytes(entries.objects.pool, handles[at - 1], &held), data + (at - 1) * page,
             lengths[at - 1],
@@ -123,7 +154,6 @@ cdef int slices_store(
         table_put(&entries.table, table_place(&entries.table, SLICES | number), &entry)
         entries_count(entries, &entry, lengths[at - 1])
         entries.pages += 1
-    value[0] = <uint64_t>length << 32 | first
     return 0
 
 

@@ -1,7 +1,9 @@
 """CompressedMapping: a dictionary whose values are kept compressed in a store.
 
     m[key] = value ─▶ Keys ─▶ serializer ─▶ parts ─▶ one, up to 64 KiB ─▶ Records: one call
-                                                  └▶ larger ─▶ Pages   ─▶ Records: their indices
+                                                  ├▶ larger            ─▶ Records: chunks
+                                                  └▶ larger, and the codec runs elsewhere
+                                                       ─▶ Pages        ─▶ Records: their indices
     m[key]         ─▶ Keys ─▶ Records ─▶ bytes, or Pages ─▶ serializer ─▶ the value
     full           ─▶ Room: refuse, move cold values to the backing file, or evict them
 
@@ -28,6 +30,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from batchzip.arguments.checks import as_limit, as_positive, check_kind
+from batchzip.core.chunks import MOST_CHUNKED
 from batchzip.core.coder import Coders, most_value_bytes
 from batchzip.core.gather import gather
 from batchzip.core.keys import Opaque
@@ -253,6 +256,9 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         else:  # for values that are stored uncompressed
             coders = Coders(codec, self._resources.page_size)
         self._records.use_codec(writer.number, coders)
+        self._in_chunks = (
+            self._has_coders and writer.engine.backend.is_local and self._records.takes_chunks
+        )
 
     def _follow_engine(self) -> None:
         """Switch to the store's current engine if it has changed."""
@@ -301,9 +307,14 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
             self._restored(key, found) if type(found) is bytes else self._finish(plain, key, found)
         )
 
-    def _restored(self, key: Any, data: bytes) -> Any:
+    def _restored(self, key: Any, data: bytes | list[memoryview]) -> Any:
+        """Return the value of its only part, or of its parts in new memory."""
         try:
-            return self._packer.unpack_one(data)
+            return (
+                self._packer.unpack_one(data)
+                if type(data) is bytes
+                else self._packer.unpack(cast("list[memoryview]", data))
+            )
         except UnreadableValue as error:
             error.add_note(f"This is the value of key {shown(key)}.")
             raise
@@ -334,10 +345,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         """
         if isinstance(found, LargeValue):
             try:
-                return (self._packer.unpack(self._pages.read(found)),)
-            except UnreadableValue as error:
-                error.add_note(f"This is the value of key {shown(key)}.")
-                raise
+                return (self._restored(key, self._pages.read(found)),)
             except CorruptPage as error:
                 raise CorruptValue(key) from error
             except PageError as error:
@@ -346,10 +354,12 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         where = cast("Found", found)
         if where.data is not None:
             return (self._restored(key, where.data),)
-        gathered = gather(self._group._entries, where.indices)  # noqa: SLF001
-        read(self._resources, gathered)
+        gathered = None
+        if where.indices:
+            gathered = gather(self._group._entries, where.indices)  # noqa: SLF001
+            read(self._resources, gathered)
         try:
-            data = self._records.finish(where, gathered)
+            data = self._records.finish(where, gathered, rings=self._rings)
         except PageError as error:
             raise self._damage(key, error) from None
         return None if data is None else (self._restored(key, data),)
@@ -392,6 +402,8 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
             self._room.check()
             if len(parts) == 1 and len(parts[0]) <= self._records.most_bytes and self._has_coders:
                 code = self._put_small(plain, parts[0], deadline, if_absent)
+            elif self._in_chunks and sum(map(len, parts)) <= MOST_CHUNKED:
+                code = self._put_chunked(plain, parts, deadline, if_absent)
             else:
                 code = self._put_large(plain, parts, deadline, if_absent)
             if type(plain) is not Opaque or self._keys.confirm(plain, key):
@@ -416,6 +428,23 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         if self._trainer is not None:
             self._trainer.note(value)
         return code
+
+    def _put_chunked(self, plain: Any, parts: list[Flat], deadline: int, if_absent: bool) -> int:
+        try:
+            value = self._records.compress(parts, rings=self._rings)
+        except MemoryError:
+            raise self._rejection(-errno.ENOMEM) from None
+        for tries in itertools.count():
+            code = self._records.put_chunked(
+                plain, value, deadline=deadline, if_absent=if_absent, limit=self._room.hard_limit
+            )
+            if code in (0, -errno.EEXIST):
+                return code
+            if not self._room.make(code, tries, self._take):
+                break
+        if self._room.on_full == "spill":  # pages can go to the backing file at once
+            return self._put_large(plain, parts, deadline, if_absent)
+        raise self._rejection(code)
 
     def _put_large(self, plain: Any, parts: list[Flat], deadline: int, if_absent: bool) -> int:
         for tries in itertools.count():

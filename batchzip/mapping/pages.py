@@ -1,4 +1,8 @@
-"""Pages: store large values, and all values of codecs in Python, as pages of the group.
+"""Pages: store values as pages of the group, whose codec runs elsewhere.
+
+The engine's backend compresses pages, wherever its codec runs: in worker processes, on a cluster,
+or in Python. A mapping itself compresses only values that a native codec takes in one call, and
+larger ones in chunks if threads of this process are all the backend has (core/chunks.pyx).
 
     part 0, whole pages │ part 1, whole pages │ … │ the tails of all parts, joined
 

@@ -50,8 +50,8 @@ class Counters:
     stored_values: int
     """Objects in memory now that hold values of mappings: one per value, or several if it is long.
 
-    A value takes one object per page of compressed bytes.
-    Values of more than 64 KiB are kept on pages, and counted there.
+    A value takes one object per page of compressed bytes. Values of more than 64 KiB are kept on
+    pages, and counted there, if the codec is in Python or runs in other processes.
     """
     backed_values: int
     """Objects in the backing file now that hold values of mappings."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from batchzip.core.indices import IndexReservation
 
 MOST = 64 << 10
-"""Bytes of a value that is compressed in one call; longer ones lie on pages."""
+"""Bytes of a value that is compressed in one call; longer ones lie in chunks, or on pages."""
 
 
 class Indices(RuleBasedStateMachine):
@@ -69,9 +69,11 @@ TestIndices = pytest.mark.slow(Indices.TestCase)
 
 
 class AgainstADict(RuleBasedStateMachine):
+    algorithm = "lz4"
+
     def __init__(self) -> None:
         super().__init__()
-        self.engine = Engine("lz4", backend="sequential", page_size=512)
+        self.engine = Engine(self.algorithm, backend="sequential", page_size=512)
         self.store = SwapStore(self.engine)
         self.mapping = CompressedMapping(self.store)
         self.model: dict[str, bytes] = {}
@@ -116,4 +118,9 @@ class AgainstADict(RuleBasedStateMachine):
         self.engine.close()
 
 
+class AgainstADictOnPages(AgainstADict):
+    algorithm = "deflate"
+
+
 TestAgainstADict = pytest.mark.slow(AgainstADict.TestCase)
+TestAgainstADictOnPages = pytest.mark.slow(AgainstADictOnPages.TestCase)

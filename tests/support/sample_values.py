@@ -5,6 +5,11 @@ from __future__ import annotations
 import json
 import random
 
+import pytest
+
+IN_CHUNKS_OR_PAGES = pytest.mark.parametrize("engine", ["lz4", "deflate"], indirect=True)
+"""Run a test with large values in chunks, and on pages, where those of codecs in Python lie."""
+
 
 def mixed(seed: int, size: int) -> bytes:
     """Make a value of which about two thirds are left when it is compressed."""

@@ -91,8 +91,7 @@ def test_the_report_fits_its_width_and_breaks_no_word(advice: ValuesAdvice, widt
         *DICTS,
         Holder("pickles"),
         Holder("mapping", algorithm="lz4"),
-        Holder("mapping", algorithm="lz4", page_size=65536),
-        Holder("mapping", "", "zstd", 3, 16384, dictionary=True),
+        Holder("mapping", "", "zstd", 3, dictionary=True),
     ],
     ids=lambda holder: holder.name,
 )
@@ -103,7 +102,7 @@ def test_any_code_runs_and_is_narrow(holder: Holder, serializer: str) -> None:
 
 
 def test_code_and_measured_mapping_are_the_same_one() -> None:
-    holder = Holder("mapping", "msgpack", "zstd", 3, 16384, dictionary=True)
+    holder = Holder("mapping", "msgpack", "zstd", 3, dictionary=True)
     made = holder.make()
     names: dict[str, Any] = {}
     exec(holder.code, names)
@@ -111,7 +110,6 @@ def test_code_and_measured_mapping_are_the_same_one() -> None:
     assert isinstance(made, batchzip.CompressedMapping)
     try:
         assert made._options == pasted._options
-        assert made._store.page_size == pasted._store.page_size == 16384
         assert made._store.engine.codec == pasted._store.engine.codec
     finally:
         for mapping in (made, pasted):
@@ -248,18 +246,16 @@ def test_parsed_lines_are_the_objects_that_they_say(tmp_path: Path, sample: int)
     assert found.held[0].name == "dict of objects"
 
 
-def test_larger_pages_are_tried_for_larger_values() -> None:
-    def tried(*lengths: int) -> set[tuple[int, bool]]:
+def test_dictionaries_are_tried_for_short_values() -> None:
+    def tried(*lengths: int) -> set[bool]:
         pairs = ((str(number), bytes(length)) for number, length in enumerate(lengths))
         spooled = spool.write(io.BytesIO(), pairs, 1 << 30)
         holders = weighing._worth_trying(spooled, "bytes")
-        return {(holder.page_size, holder.dictionary) for holder in holders}
+        return {holder.dictionary for holder in holders}
 
-    small = {(4096, False), (4096, True)}
-    large = {(size, False) for size in (4096, 16384, 65536)}
-    assert tried(300, 65536) == small
-    assert tried(300, 65537) == large
-    assert tried(60_000, 70_000) == large | {(size, True) for size, _ in large}
+    assert tried(300, 65536) == {False, True}
+    assert tried(300, 65537) == {False}
+    assert tried(60_000, 70_000) == {False, True}
 
 
 @pytest.mark.slow

@@ -14,6 +14,13 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """Use lz4, or the codec that IN_CHUNKS_OR_PAGES names."""
+    with Engine(getattr(request, "param", "lz4"), backend="sequential") as engine:
+        yield engine
+
+
+@pytest.fixture
 def zstd() -> Iterator[SwapStore]:
     with Engine("zstd", level=1, backend="sequential") as engine, SwapStore(engine) as store:
         yield store

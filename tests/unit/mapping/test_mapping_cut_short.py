@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from support.interrupt_lines import interrupted_at
+from support.sample_values import IN_CHUNKS_OR_PAGES
 from support.store_pages import noise, text
 
 from batchzip import (
@@ -23,12 +24,13 @@ if TYPE_CHECKING:
 
 
 MOST = 64 << 10
-"""Bytes of a value that is compressed in one call; longer ones lie on pages."""
+"""Bytes of a value that is compressed in one call; longer ones lie in chunks, or on pages."""
 
 
 # At once, cut short, at the end
 
 
+@IN_CHUNKS_OR_PAGES
 def test_threads_that_read_and_replace_one_key_get_whole_values(
     mapping: CompressedMapping,
 ) -> None:
@@ -87,7 +89,7 @@ def of_the_mapping(file: Path) -> bool:
     return file.parent.name == "mapping"
 
 
-# On pages: what is shorter is stored in one step.
+# In chunks, or on pages: what is shorter is stored in one step.
 OLD, NEW = noise(1, MOST + 9000), text(2, MOST + 5000)
 
 INTERRUPTED: dict[str, tuple[Callable[[CompressedMapping], object], list[object]]] = {
@@ -103,6 +105,7 @@ INTERRUPTED: dict[str, tuple[Callable[[CompressedMapping], object], list[object]
 
 
 @pytest.mark.slow
+@IN_CHUNKS_OR_PAGES
 @pytest.mark.parametrize("call", INTERRUPTED)
 def test_an_interrupt_at_any_line_leaves_the_old_value_or_the_new_one(
     engine: Engine, call: str
