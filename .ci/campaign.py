@@ -8,7 +8,8 @@
 
 A part runs in slices of some minutes, each with a seed of its own. A slice appends one line to
 docs/reliability.jsonl when it ends, so that a campaign goes on where it was stopped. A part counts
-what was done since the last change of batchzip/ or backends/, except for batchzip/bench. In a copy
+what was done since the last change of batchzip/ or backends/, except for batchzip/bench, and with
+the revisions that `--also` names: those since which nothing changed that the part meets. In a copy
 without git, $BATCHZIP_REVISION tells which revision of the code it is. The exit code is 1 if a
 slice found anything; its record has the end of the output. When the cause is known, add it to the
 record as `cause`, in a sentence.
@@ -312,14 +313,16 @@ def _outcome_of(text: str) -> str:
     return next((name for name, sign in signs.items() if re.search(sign, text)), "wrong")
 
 
-def done(name: str, now: str) -> int:
-    """Return the count of a part, of the revision `now` of the code."""
-    return sum(one["count"] for one in records() if (one["part"], one["revision"]) == (name, now))
+def done(name: str, revisions: tuple[str, ...]) -> int:
+    """Return the count of a part with these revisions of the code."""
+    return sum(
+        one["count"] for one in records() if one["part"] == name and one["revision"] in revisions
+    )
 
 
-def progress(name: str, now: str) -> float:
+def progress(name: str, revisions: tuple[str, ...]) -> float:
     """Return the same as a fraction of the part's goal."""
-    return done(name, now) / PARTS[name].goal
+    return done(name, revisions) / PARTS[name].goal
 
 
 def can_fuzz() -> bool:
@@ -334,13 +337,15 @@ def can_fuzz() -> bool:
 class Campaign:
     """Slices of parts, those that are least far first, several at a time."""
 
-    def __init__(self, names: list[str], hours: float, seconds: int, jobs: int) -> None:
+    def __init__(
+        self, names: list[str], hours: float, seconds: int, jobs: int, revisions: tuple[str, ...]
+    ) -> None:
         self._names = dict(enumerate(names))  # by place: a part may be there twice
         self._seconds, self._jobs = seconds, jobs
         self._until = time.monotonic() + 3600 * hours
         self._running: dict[int, Slice | None] = {}
         self._lock = threading.Lock()
-        self._now = revision()
+        self._revisions = revisions
         self.found = 0
 
     def run(self) -> None:
@@ -371,7 +376,7 @@ class Campaign:
     def _next(self) -> int | None:
         with self._lock:
             open_parts = {
-                place: progress(name, self._now)
+                place: progress(name, self._revisions)
                 for place, name in self._names.items()
                 if place not in self._running
             }
@@ -385,7 +390,7 @@ class Campaign:
     def _work(self) -> None:
         while (place := self._next()) is not None:
             name = self._names[place]
-            left = PARTS[name].goal - done(name, self._now)
+            left = PARTS[name].goal - done(name, self._revisions)
             seconds = max(1, min(self._seconds, round(self._until - time.monotonic())))
             self._running[place] = run = Slice(name, seconds, left)
             print(f"{name}: {run.record['command']}", flush=True)
@@ -479,12 +484,13 @@ def page() -> str:
     )
 
 
-def show_parts() -> None:
+def show_parts(revisions: tuple[str, ...]) -> None:
     """Print the parts, and how far each is."""
-    now = revision()
-    print(f"with the code of {now}:")
+    print(f"with the code of {', '.join(revisions)}:")
     for name, part in PARTS.items():
-        print(f"{name:12} {done(name, now):>12,} of {part.goal:>12,} {part.unit:18} {part.what}")
+        print(
+            f"{name:12} {done(name, revisions):>12,} of {part.goal:>12,} {part.unit:18} {part.what}"
+        )
 
 
 def main() -> int:
@@ -496,18 +502,26 @@ def main() -> int:
     parser.add_argument("--hours", type=float, default=1.0, help="for all parts together")
     parser.add_argument("--slice-s", type=int, default=300, help="seconds of a slice")
     parser.add_argument("--jobs", type=int, default=1, help="parts that run at the same time")
+    parser.add_argument(
+        "--also", action="append", default=[], help="count what was done with this revision, too"
+    )
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--page", action="store_true")
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"no part is called {', '.join(sorted(unknown))}: {', '.join(PARTS)}")
+    revisions = (revision(), *options.also)
     if options.list:
-        show_parts()
+        show_parts(revisions)
         return 0
     found = 0
     if not options.page:
         campaign = Campaign(
-            options.parts or list(PARTS), options.hours, options.slice_s, options.jobs
+            options.parts or list(PARTS),
+            options.hours,
+            options.slice_s,
+            options.jobs,
+            revisions,
         )
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         campaign.run()

@@ -13,7 +13,7 @@ from support.store_pages import noise, text, word
 
 from batchzip import BatchzipError, Engine, PageNotStored, StoreRejected, SwapStore
 from batchzip.core.keys import NotPlain
-from batchzip.core.records import MISSING
+from batchzip.core.records import MISSING, Found
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SIZE = 512
 INDICES = 64
+LARGE = noise(1, 200_000), text(1, 200_000)
 PAGES = [(text, noise, word, lambda _, size: bytes(size))[n % 4](n, SIZE) for n in range(64)]
 FAR = 0, 511, 1 << 20, 1 << 40
 """Where indices begin: the blocks of a table have 512."""
@@ -146,7 +147,7 @@ class Values(_OnAStore):
         assert len(self._values) == len(model)
         keys = list(model)
         assert [(type(key), key) for key in self._values.keys()] == [(type(k), k) for k in keys]  # noqa: SIM118 - no dict
-        assert self._values.get_many(keys) == list(model.values())
+        assert [self._whole(found) for found in self._values.get_many(keys)] == list(model.values())
         assert self._values.fault() is None
         self._values.clear()
         assert not self._values.figures()["raw_bytes"]
@@ -176,6 +177,21 @@ class Values(_OnAStore):
         kind = source.byte()
         return (noise if kind & 1 else text)(kind, length)
 
+    def _whole(self, found: object) -> object:
+        """Return the bytes of a value, also of one in chunks."""
+        if not isinstance(found, Found):
+            return found
+        parts = self._values.finish(found)
+        return parts if isinstance(parts, bytes) else b"".join(parts or ())
+
+    def _put_in_chunks(self, model: dict[Any, bytes], source: Source) -> None:
+        key = self._key(source)
+        parts = [b""] * (source.byte() % 3)
+        parts = [LARGE[source.byte() % 2][: source.number(2)] for _ in parts]
+        parts.append(LARGE[source.byte() % 2][: self._values.most_bytes + 1 + source.number(2)])
+        assert self._values.put_chunked(key, self._values.compress(parts)) == 0
+        model[key] = b"".join(parts)
+
     def _put(self, model: dict[Any, bytes], source: Source) -> None:
         key, value = self._key(source), self._value(source)
         assert self._values.put(key, value) == 0
@@ -203,9 +219,7 @@ class Values(_OnAStore):
 
     def _get(self, model: dict[Any, bytes], source: Source) -> None:
         key = self._key(source)
-        found = self._values.get(key)
-        if found is MISSING or isinstance(found, bytes):
-            assert found == model.get(key, MISSING)
+        assert self._whole(self._values.get(key)) == model.get(key, MISSING)
 
     def _remove(self, model: dict[Any, bytes], source: Source) -> None:
         key = self._key(source)
@@ -223,13 +237,17 @@ class Values(_OnAStore):
             del model[key]
         assert before - len(model) == gone
 
-    _STEPS = (_put, _get, _remove, _put, _put_many, _contains, _put_if_absent, _shrink)
+    _STEPS = (
+        *(_put, _get, _remove, _put, _put_many, _contains, _put_if_absent, _shrink),
+        _put_in_chunks,
+    )
 
     def seeds(self) -> Iterator[bytes]:
         yield bytes([0, 2, 1, 7, 100, 0, 3, 1, 2, 1, 7])
         yield bytes([0, 0, 3, *b"key", 0, 2, 3, 2, 1, 3, *b"key"])
         yield bytes([4, 3, 7, 1, 9, 0, 1, 7, 2, 9, 0, 2, 7, 3, 9, 0, 3, 7, 10, 0])
         yield bytes([0, 5, 2, 1, 2, *b"ab", 3, 1, 50, 0, 7, 0, 3, 0, 9, 0, 1])
+        yield bytes([8, 7, 1, 2, 0, 9, 9, 1, 50, 50, 0, 0, 255, 1, 7, 1, 8, 7, 1, 0, 1, 255, 255])
 
 
 class DamagedFile(_OnAStore):

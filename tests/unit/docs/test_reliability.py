@@ -58,7 +58,7 @@ def test_a_part_named_twice_runs_twice_at_a_time(
     monkeypatch.setattr(campaign, "RECORD", tmp_path / "record")
     monkeypatch.setenv("BATCHZIP_REVISION", "abc")
     names = ["restore", "worker", "restore"]
-    run = campaign.Campaign(names, hours=1, seconds=60, jobs=4)
+    run = campaign.Campaign(names, hours=1, seconds=60, jobs=4, revisions=("abc",))
     assert [run._next() for _ in range(4)] == [0, 1, 2, None]
 
 
@@ -117,5 +117,5 @@ def test_what_a_slice_found_stands_on_the_page(
     )
     assert "| 24,690 | 0 | 2 | 0 | 4 | 1,234 |" in page
     assert "| kills | a machine | abc | 2 | 24,690 kills and stops | 2 min |" in page
-    assert campaign.done("kills", "abc") == 24_690
-    assert campaign.done("kills", "another") == 0
+    assert campaign.done("kills", ("abc",)) == 24_690
+    assert campaign.done("kills", ("another",)) == 0
