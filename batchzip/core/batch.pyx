@@ -69,6 +69,8 @@ cdef int64_t _do_value(
     if batch.operation == COMPRESS:
         value.code = encode_value(coder, batch.number, value.data, stored)
         length = stored.length
+        if value.code == 0:
+            memcpy(value.output, stored.data, length)
         done.bytes_in += stored.raw_length
     else:
         done.bytes_in += stored.length
@@ -77,9 +79,7 @@ cdef int64_t _do_value(
             value.code = decode_value(coder, stored, value.output)
         length = stored.raw_length
     if value.code == 0:
-        if stored.data != value.output:
-            memcpy(value.output, stored.data, length)
-            stored.data = value.output
+        stored.data = value.output
         if stored.codec:
             done.bytes_out += length
     return value.code

@@ -42,7 +42,7 @@ from libc.string cimport memcpy, memmove, memset
 
 from batchzip.core.batch cimport Pointers, Value
 from batchzip.core.coder cimport (
-    COMPRESS, DECOMPRESS, Coder, Coders, CoderState, Stored,
+    COMPRESS, DECOMPRESS, Coder, Coders, CoderState, Stored, most_value,
 )
 from batchzip.core.gather cimport checksum_of
 from batchzip.core.memory cimport bz_calloc, bz_realloc
@@ -233,6 +233,8 @@ cdef class ChunkWork:
             chunks += (len(part) + size - 1) // size
         if total > MOST_CHUNKED or len(held) > MOST_CHUNKED // 16:
             raise BadArgument(f"a value of {total} bytes in {len(held)} parts is too large")
+        if total <= most_value(self.page_size):  # its length would not tell that it is in chunks
+            raise BadArgument(f"a value of {total} bytes is too short for chunks")
         row = 2 + len(held)
         used = 4 * (row + 2 * chunks)
         form.reserve(used)

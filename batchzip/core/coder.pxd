@@ -74,7 +74,9 @@ cdef int64_t restore_value(
 cdef int encode_value(
     CoderState *coder, int number, const uint8_t *value, Stored *stored
 ) noexcept nogil
-cdef int decode_value(CoderState *coder, Stored *stored, uint8_t *output) noexcept nogil
+cdef int decode_value(
+    CoderState *coder, const Stored *stored, uint8_t *output
+) noexcept nogil
 cdef void count_value(CoderState *coder, int operation, const Stored *stored) noexcept nogil
 cdef bint is_faster_with_gil(const CoderState *coder, int operation, size_t size) noexcept nogil
 cdef uint64_t hash_output(

@@ -396,24 +396,24 @@ cdef int encode_value(
     return 0
 
 
-cdef int decode_value(CoderState *coder, Stored *stored, uint8_t *output) noexcept nogil:
-    """Verify and restore a stored value, and set `data` to it. Return 0, a negative errno or ABORT.
+cdef int decode_value(
+    CoderState *coder, const Stored *stored, uint8_t *output
+) noexcept nogil:
+    """Verify a stored value and restore it to `output`. Return 0, a negative errno or ABORT.
 
-    It is restored to `output`, or to the coder's memory if that is NULL. A value that is stored raw
-    is not copied. The caller has called `make_room`. The four bytes before `data` are overwritten.
+    The caller has called `make_room`. The four bytes before `data` are overwritten. On failure,
+    `output` has arbitrary bytes.
     """
     cdef int64_t restored
     if stored.checksum != _checksum(coder, stored):
         return -EBADMSG
     if stored.codec == 0:
-        return 0 if stored.length == max(stored.raw_length, <uint32_t>1) else -EBADMSG
-    if output is NULL:
-        output = coder.restored
+        if stored.length != max(stored.raw_length, <uint32_t>1):
+            return -EBADMSG
+        memcpy(output, stored.data, stored.raw_length)
+        return 0
     restored = restore_value(coder, stored.data, stored.length, output, stored.raw_length)
-    if restored < 0:
-        return <int>restored
-    stored.data = output
-    return 0
+    return <int>restored if restored < 0 else 0
 
 
 cdef inline uint32_t _checksum(const CoderState *coder, const Stored *stored) noexcept nogil:

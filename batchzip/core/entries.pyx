@@ -47,7 +47,9 @@ from libc.string cimport memcpy
 from batchzip.core.latency cimport (
     TIMED_OPERATIONS, histogram_of, timer_end, timer_open, timer_start,
 )
-from batchzip.core.lru cimport lru_age, lru_close, lru_coldest, lru_idle_age, lru_open, lru_use
+from batchzip.core.lru cimport (
+    OBJECTS, lru_age, lru_close, lru_coldest, lru_idle_age, lru_open, lru_use,
+)
 from batchzip.core.memory cimport Memory, bz_malloc, memory_close
 from batchzip.core.pool cimport (
     pool_allocate, pool_bytes, pool_free, pool_lock, pool_settle, pool_try_lock, pool_unlock,
@@ -559,7 +561,7 @@ cdef class Entries:
             return b""
         with nogil:
             pool_lock(self.state.objects.pool)
-            found = lru_coldest(&self.state.lru, &self.state.table, room, start)
+            found = lru_coldest(&self.state.lru, &self.state.table, OBJECTS, room, start)
             pool_unlock(self.state.objects.pool)
         if found < 0:
             raise MemoryError("no memory to choose the coldest pages")

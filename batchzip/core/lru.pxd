@@ -10,6 +10,15 @@ cdef struct Candidate:
     uint64_t number  # of the entry
     uint16_t stamp  # its epoch when it was chosen
 
+cdef enum Kinds:  # what a choice is made from
+    OBJECTS  # entries with an object in the pool: what can be moved to the file
+    VALUES  # entries of values that may have memory in the pool: what a cache can evict
+
+cdef struct Choice:  # the coldest entries of some kinds
+    Candidate *candidates
+    uint64_t next
+    uint64_t count
+
 cdef struct LruState:
     uint64_t epoch
     uint64_t used  # pages used in this epoch
@@ -18,9 +27,7 @@ cdef struct LruState:
     Moment *moments
     uint32_t moment_count
     uint32_t moment_room
-    Candidate *candidates
-    uint64_t candidate_next
-    uint64_t candidate_count
+    Choice choices[2]  # by Kinds
 
 cdef void lru_open(LruState *lru) noexcept nogil
 cdef void lru_close(LruState *lru) noexcept nogil
@@ -28,7 +35,7 @@ cdef uint16_t lru_use(
     LruState *lru, TableState *table, uint64_t count, uint64_t pages
 ) noexcept nogil
 cdef int64_t lru_coldest(
-    LruState *lru, const TableState *table, uint64_t count, uint64_t *indices
+    LruState *lru, const TableState *table, Kinds kinds, uint64_t count, uint64_t *indices
 ) noexcept nogil
 cdef uint32_t lru_idle_age(const LruState *lru, int64_t idle_ns) noexcept nogil
 cdef inline uint16_t lru_age(const LruState *lru, uint16_t epoch) noexcept nogil:

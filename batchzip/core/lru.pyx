@@ -20,6 +20,10 @@ Choosing candidates reads every entry once and yields 1/64 of them, so the cost 
 not depend on the number of entries. A group with fewer than 256 pages begins an epoch with each
 call, so its order is exact.
 
+A cache evicts values, of which each may have thousands of slices or pages, and writeback moves
+objects. Each has candidates of its own: among all entries, those that the caller must skip could be
+the coldest for ever.
+
 Second chance: a candidate is skipped if its epoch has changed, that is, if the page was used since
 it was chosen.
 
@@ -36,7 +40,9 @@ from libc.stdlib cimport free
 from libc.string cimport memmove
 
 from batchzip.core.memory cimport bz_calloc, bz_realloc
-from batchzip.core.table cimport BLOCK_BITS, LARGE, SLICED, Entry, is_in_pool, table_index
+from batchzip.core.table cimport (
+    BLOCK_BITS, LARGE, RECORD, SLICED, Entry, is_in_pool, table_index,
+)
 
 cdef extern from "native.h" nogil:
     int64_t bz_coarse_ns()
@@ -65,9 +71,11 @@ cdef inline int64_t _now() noexcept nogil:
     return bz_coarse_ns() + _shift_ns
 
 
-cdef inline bint can_go(const Entry *entry) noexcept nogil:
-    """Return whether removing an entry saves memory."""
-    return is_in_pool(entry) or entry.kind == LARGE or entry.kind == SLICED
+cdef inline bint _can_go(const Entry *entry, Kinds kinds) noexcept nogil:
+    """Return whether removing an entry may save memory."""
+    if kinds == OBJECTS:
+        return is_in_pool(entry)
+    return entry.kind == RECORD or entry.kind == LARGE or entry.kind == SLICED
 
 
 cdef void lru_open(LruState *lru) noexcept nogil:
@@ -77,12 +85,14 @@ cdef void lru_open(LruState *lru) noexcept nogil:
 
 
 cdef void lru_close(LruState *lru) noexcept nogil:
+    cdef int kinds
     free(lru.moments)
-    free(lru.candidates)
     lru.moments = NULL
-    lru.candidates = NULL
     lru.moment_count = lru.moment_room = 0
-    lru.candidate_next = lru.candidate_count = 0
+    for kinds in range(2):
+        free(lru.choices[kinds].candidates)
+        lru.choices[kinds].candidates = NULL
+        lru.choices[kinds].next = lru.choices[kinds].count = 0
 
 
 cdef uint16_t lru_use(
@@ -135,41 +145,45 @@ cdef void _sweep(LruState *lru, TableState *table) noexcept nogil:
 
 
 cdef int64_t lru_coldest(
-    LruState *lru, const TableState *table, uint64_t count, uint64_t *indices
+    LruState *lru, const TableState *table, Kinds kinds, uint64_t count, uint64_t *indices
 ) noexcept nogil:
-    """Find up to `count` pages in the pool, the coldest first.
+    """Find up to `count` entries of some kinds, the coldest first.
 
-    Return the number of pages (0 if there are none), or −1 if memory is short. Each page is
-    returned once until new candidates are chosen.
+    Return their number (0 if there are none), or −1 if memory is short. Each entry is returned once
+    until new candidates are chosen.
     """
+    cdef Choice *choice = &lru.choices[<int>kinds]
     cdef uint64_t found = 0
     cdef int turn
     cdef const Candidate *one
     cdef const Entry *entry
     for turn in range(2):
-        while lru.candidate_next < lru.candidate_count and found < count:
-            one = &lru.candidates[lru.candidate_next]
-            lru.candidate_next += 1
+        while choice.next < choice.count and found < count:
+            one = &choice.candidates[choice.next]
+            choice.next += 1
             if one.number >= <uint64_t>table.room << BLOCK_BITS:
                 continue
             entry = &table.entries[one.number]
-            if can_go(entry) and entry.epoch == one.stamp:
+            if _can_go(entry, kinds) and entry.epoch == one.stamp:
                 indices[found] = table_index(table, one.number)
                 found += 1
         if found or turn:
             break
-        if _choose(lru, table, count) < 0:
+        if _choose(lru, table, kinds, count) < 0:
             return -1
     return found
 
 
-cdef int _choose(LruState *lru, const TableState *table, uint64_t least) noexcept nogil:
+cdef int _choose(
+    LruState *lru, const TableState *table, Kinds kinds, uint64_t least
+) noexcept nogil:
     """Choose the oldest entries as candidates. Return 0, or −1 if memory is short.
 
     Entries of one epoch are ordered by number.
     """
     cdef uint64_t numbers = <uint64_t>table.room << BLOCK_BITS, number, held = 0, want, sum = 0
     cdef uint64_t *starts = <uint64_t *>bz_calloc(AGES, sizeof(uint64_t))
+    cdef Choice *choice = &lru.choices[<int>kinds]
     cdef Candidate *chosen
     cdef const Entry *entry
     cdef uint32_t age, threshold = 0
@@ -178,11 +192,11 @@ cdef int _choose(LruState *lru, const TableState *table, uint64_t least) noexcep
         return -1
     for number in range(numbers):
         entry = &table.entries[number]
-        if can_go(entry):
+        if _can_go(entry, kinds):
             starts[lru_age(lru, entry.epoch)] += 1
             held += 1
     want = min(held, max(least, max(<uint64_t>LEAST, held >> CANDIDATE_BITS)))
-    lru.candidate_next = lru.candidate_count = 0
+    choice.next = choice.count = 0
     if not want:
         free(starts)
         return 0
@@ -193,14 +207,14 @@ cdef int _choose(LruState *lru, const TableState *table, uint64_t least) noexcep
         threshold = age - 1
         if sum >= want:
             break
-    chosen = <Candidate *>bz_realloc(lru.candidates, want * sizeof(Candidate))
+    chosen = <Candidate *>bz_realloc(choice.candidates, want * sizeof(Candidate))
     if chosen is NULL:
         free(starts)
         return -1
-    lru.candidates = chosen
+    choice.candidates = chosen
     for number in range(numbers):
         entry = &table.entries[number]
-        if not can_go(entry):
+        if not _can_go(entry, kinds):
             continue
         age = lru_age(lru, entry.epoch)
         if age < threshold or starts[age] >= want:
@@ -209,7 +223,7 @@ cdef int _choose(LruState *lru, const TableState *table, uint64_t least) noexcep
         starts[age] += 1
         chosen[at].number = number
         chosen[at].stamp = entry.epoch
-    lru.candidate_count = want
+    choice.count = want
     free(starts)
     return 0
 

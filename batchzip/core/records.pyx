@@ -87,7 +87,7 @@ from batchzip.core.entries cimport (
     Entries, EntriesState, entries_count, entries_forget, entries_remove,
 )
 from batchzip.core.latency cimport TIMED_GET, TIMED_PUT, timer_start
-from batchzip.core.lru cimport lru_coldest, lru_use
+from batchzip.core.lru cimport VALUES, lru_coldest, lru_use
 from batchzip.core.memory cimport bz_calloc, bz_malloc, bz_realloc
 from batchzip.core.pool cimport (
     pool_allocate, pool_bytes, pool_free, pool_lock, pool_settle, pool_try_lock, pool_unlock,
@@ -113,6 +113,7 @@ cdef extern from "native.h" nogil:
     uint64_t RECORDS "BZ_RECORDS"  # index of the first record; pages are below, slices above
     int64_t bz_coarse_ns()
     int64_t bz_now_ns()
+    void bz_sleep_ns(int64_t)
 
 cdef enum:
     EXPIRED = 64  # expired values removed in one step
@@ -122,6 +123,7 @@ cdef enum:
     PART_BYTES = 128 << 10  # approximate bytes per part with lanes
     ALONE_BYTES = 1 << 20  # approximate bytes per part without lanes
     SHARED_NS = 200_000  # lanes help with a batch that would take one thread this long
+    WAIT_NS = 20_000  # wait for a put that still has to register its coders
     READ_NS = 900  # minimum time per value for lanes to help with reads, as they need copies
     MEASURE_EVERY = 64  # every MEASURE_EVERY-th batch is done alone, to measure the time per value
     AHEAD = 16  # bytes in front of a copy; decode_value needs four
@@ -452,11 +454,11 @@ cdef int _find(
         if got.stored.length > size:
             return -EBADMSG
     if not peek:
+        if entry.kind == SLICED:  # first: its many slices begin an epoch, which the entry is to have
+            slices_use(entries, &state.slices, entry.value)
         entry.epoch = lru_use(&entries.lru, &entries.table, 1, entries.pages)
         entries.page_loads += 1
         state.hits += 1
-        if entry.kind == SLICED:
-            slices_use(entries, &state.slices, entry.value)
     got.entry = entry[0]
     if entry.kind == LARGE:
         return IS_LARGE
@@ -510,17 +512,29 @@ cdef int _join_rows(
     return LOADED
 
 
-cdef int _restore(CoderState *coder, Lookup *got) noexcept nogil:
-    """Decompress a copied value; `got.stored.data` is its bytes then.
-
-    Return LOADED, a negative errno or ABORT.
-    """
+cdef int _restore(CoderState *coder, const Lookup *got, uint8_t *output) noexcept nogil:
+    """Decompress a copied value to `output`. Return LOADED, a negative errno or ABORT."""
     cdef Stored stored = got.stored
-    cdef int code = decode_value(coder, &got.stored, NULL)
+    cdef int code = decode_value(coder, &got.stored, output)
     if stored.codec:
         stored.codec = 0 if code else stored.codec
         count_value(coder, DECOMPRESS, &stored)
     return code
+
+
+cdef bytes _restored(Coder coder, const Lookup *got, int *code):
+    """Return the bytes of a copied value. `code` gets LOADED or the negative errno of a failure."""
+    cdef bytes result = PyBytes_FromStringAndSize(NULL, got.stored.raw_length)
+    cdef uint8_t *output = <uint8_t *>PyBytes_AS_STRING(result)
+    # For a short value, releasing the GIL costs more than it gains.
+    if is_faster_with_gil(&coder.state, DECOMPRESS, got.stored.raw_length):
+        code[0] = _restore(&coder.state, got, output)
+    else:
+        with nogil:
+            code[0] = _restore(&coder.state, got, output)
+    if code[0] == ABORT:
+        raise_callback_error(&coder.state)
+    return result
 
 
 cdef int _remove_if(
@@ -939,24 +953,12 @@ cdef class Records:
         while found == OTHER_CODEC:
             coder = coders.take()
             try:
-                # For a short value, releasing the GIL costs more than it gains.
                 found = _find_one(&self.state, &view, coder, number, peek, False, &got)
-                if found == LOADED and is_faster_with_gil(
-                    &coder.state, DECOMPRESS, got.stored.raw_length
-                ):
-                    found = _restore(&coder.state, &got)
-                elif found == LOADED or found == BUSY:
+                if found == BUSY:
                     with nogil:
-                        if found == BUSY:
-                            found = _find_one(&self.state, &view, coder, number, peek, True, &got)
-                        if found == LOADED:
-                            found = _restore(&coder.state, &got)
+                        found = _find_one(&self.state, &view, coder, number, peek, True, &got)
                 if found == LOADED:
-                    result = PyBytes_FromStringAndSize(
-                        <const char *>got.stored.data, got.stored.raw_length
-                    )
-                elif found == ABORT:
-                    raise_callback_error(&coder.state)
+                    result = _restored(coder, &got, &found)
             finally:
                 coders.give(coder)
             if found == IS_CHUNKED:
@@ -975,8 +977,11 @@ cdef class Records:
             if found == OTHER_CODEC and got.stored.codec:
                 coders = <Coders>self.coders.get(got.stored.codec)
                 number = got.stored.codec
-                if coders is None:  # no value of that codec is left
+                if coders is None:  # no value of that codec is left, or its put is not over
                     coders, number = self.current, self.number
+                    with nogil:  # let the put register its coders
+                        bz_sleep_ns(WAIT_NS)
+                    PyErr_CheckSignals()
             elif found == IS_LARGE:
                 result = self.large.get(got.entry.value)
                 if result is None:  # replaced meanwhile
@@ -1059,14 +1064,9 @@ cdef class Records:
                         &got,
                     )
                 if found == LOADED:
-                    with nogil:
-                        found = _restore(&coder.state, &got)
+                    result = _restored(coder, &got, &found)
                 if found == LOADED:
-                    return PyBytes_FromStringAndSize(
-                        <const char *>got.stored.data, got.stored.raw_length
-                    )
-                if found == ABORT:
-                    raise_callback_error(&coder.state)
+                    return result
             finally:
                 coders.give(coder)
         with nogil:
@@ -1261,6 +1261,7 @@ cdef class Records:
         new.number = 0
         new.deadline = deadline
         new.stored = value.stored
+        self._keep_coders(value.stored.codec, value.coders)  # this may fail
         code = self._put_made(key, &new, if_absent, limit)
         if code == 0:
             self._keep_coders(value.stored.codec, value.coders)
@@ -1287,7 +1288,11 @@ cdef class Records:
         return code
 
     cdef int _keep_coders(self, int number, Coders coders) except -1:
-        """Keep the coders of a stored value, whose codec may have been replaced meanwhile."""
+        """Keep the coders of a stored value. Call it before the value is stored, and afterwards.
+
+        `use_codec` in another thread may have dropped them, because no value had their codec. Until
+        a put has called this again, readers of its value wait.
+        """
         if number and number not in self.coders:
             self.coders[number] = coders
         return 0
@@ -1468,7 +1473,7 @@ cdef class Records:
         Return the number of values stored, including those before `start`, and 0 or the negative
         errno of the first value that was not stored.
         """
-        cdef _Part part
+        cdef _Part part = None
         cdef int code = 0
         if len(values) != len(keys) or not 0 <= start <= len(keys):
             raise BadArgument(
@@ -1485,9 +1490,10 @@ cdef class Records:
                 self.put_shared(part, keys, values, &start, deadline, limit, most, &code)
         finally:
             self.batches -= 1
+            if part is not None:
+                self._keep_coders(part.state.number, part.coders)
         if code == -EBADF:
             self.refuse()
-        self._keep_coders(part.state.number, part.coders)
         return start, code
 
     cdef int put_alone(
@@ -1854,14 +1860,12 @@ cdef void _get_part(State *state, _Part part, CoderState *coder) noexcept nogil:
             continue
         value = &part.values[part.state.count]
         part.state.count += 1
-        value.code = _restore(coder, got)
+        value.stored = got.stored
+        value.output = part.data + part.output_used
+        value.code = _restore(coder, got, value.output)
         if value.code == ABORT:
             return
-        if value.code == 0:
-            value.stored = got.stored
-            value.output = part.data + part.output_used
-            memcpy(value.output, got.stored.data, got.stored.raw_length)
-            part.output_used += got.stored.raw_length
+        part.output_used += got.stored.raw_length
 
 
 cdef void _find_part(State *state, _Part part) noexcept nogil:
@@ -1953,12 +1957,11 @@ cdef uint64_t _copy_keys(State *state, uint8_t *copy) noexcept nogil:
 
 cdef int64_t _coldest(State *state, uint64_t *index) noexcept nogil:
     """Find the coldest value. Return 1, or 0 if there is none, or −1 if memory is short."""
-    cdef int64_t found = not state.closed
-    while found > 0:
-        found = lru_coldest(&state.entries.lru, &state.entries.table, 1, index)
-        if found > 0 and index[0] >> 62 == RECORDS >> 62:  # neither a page nor a slice
-            index[0] &= ~RECORDS
-            return 1
+    cdef int64_t found = 0
+    if not state.closed:
+        found = lru_coldest(&state.entries.lru, &state.entries.table, VALUES, 1, index)
+    if found > 0:
+        index[0] &= ~RECORDS
     return found
 
 

@@ -27,7 +27,7 @@ import itertools
 import weakref
 from collections.abc import ItemsView, Iterable, Mapping, MutableMapping, ValuesView
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from batchzip.arguments.checks import as_limit, as_positive, check_kind
 from batchzip.core.chunks import MOST_CHUNKED
@@ -45,7 +45,7 @@ from batchzip.errors import (
     StoreRejected,
     UnreadableValue,
 )
-from batchzip.mapping.dictionary import Trainer
+from batchzip.mapping.dictionary import Trainer, with_dictionary
 from batchzip.mapping.figures import MappingStatistics, MemoryUsage, dict_bytes
 from batchzip.mapping.keys import Key, Keys
 from batchzip.mapping.pages import Pages
@@ -82,6 +82,18 @@ _MAX_TTL_NS = 1 << 61
 
 _PLAIN_TYPES = frozenset({str, bytes, int, bool, type(None)})
 """Types of keys that the core takes as they are, without Keys."""
+
+
+class _Route(NamedTuple):
+    """How values reach the core with the store's current engine."""
+
+    calling_thread: bool
+    """Whether the calling thread compresses small values. If the codec must not run in this
+    process, they are stored as pages, which the engine's backend compresses."""
+    most_bytes: int
+    """The largest value that is compressed in one call."""
+    in_chunks: bool
+    """Whether larger values are compressed in chunks. Otherwise they are stored as pages."""
 
 
 class CompressedMapping(MutableMapping[Key, Any], Closing):
@@ -245,19 +257,20 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         """Compress new values with the codec of the store's current engine."""
         writer = self._resources.writer
         self._writer = writer
-        # The calling thread compresses small values. If the codec must not run in this process,
-        # they are stored as pages, which the engine's backend compresses.
-        self._has_coders = not writer.engine.backend.isolate
+        calling_thread = not writer.engine.backend.isolate
         codec = writer.engine.codec
         if self._resources.objects.hold(writer.number, codec):
             self._held.append(writer.number)
-        if self._has_coders:
+        if calling_thread:
             coders = self._resources.coders_of(writer.number)
         else:  # for values that are stored uncompressed
             coders = Coders(codec, self._resources.page_size)
         self._records.use_codec(writer.number, coders)
-        self._in_chunks = (
-            self._has_coders and writer.engine.backend.is_local and self._records.takes_chunks
+        # Other threads see all of it change at once.
+        self._route = _Route(
+            calling_thread,
+            self._records.most_bytes,
+            calling_thread and writer.engine.backend.is_local and self._records.takes_chunks,
         )
 
     def _follow_engine(self) -> None:
@@ -271,9 +284,18 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
             self._trainer = None
 
     @property
+    def _has_dictionaries(self) -> bool:
+        """Whether the codec of the store's current engine takes a dictionary."""
+        try:
+            with_dictionary(self._resources.writer.engine.codec, None)
+        except BadArgument:
+            return False
+        return True
+
+    @property
     def _rings(self) -> tuple[Ring, ...]:
         """The rings of the engine's lanes, which share the work of a batch."""
-        return self._writer.engine.backend.rings if self._has_coders else ()
+        return self._writer.engine.backend.rings if self._route.calling_thread else ()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._group.name!r} of {len(self._records)} values>"
@@ -400,9 +422,10 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         parts = self._packer.pack(value)
         while True:
             self._room.check()
-            if len(parts) == 1 and len(parts[0]) <= self._records.most_bytes and self._has_coders:
+            calling_thread, most, in_chunks = self._route
+            if calling_thread and len(parts) == 1 and len(parts[0]) <= most:
                 code = self._put_small(plain, parts[0], deadline, if_absent)
-            elif self._in_chunks and sum(map(len, parts)) <= MOST_CHUNKED:
+            elif in_chunks and most < sum(map(len, parts)) <= MOST_CHUNKED:
                 code = self._put_chunked(plain, parts, deadline, if_absent)
             else:
                 code = self._put_large(plain, parts, deadline, if_absent)
@@ -583,7 +606,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         pack = self._packer.pack
         self._follow_engine()
         self._records.require_open()
-        batch, most, held = self._batch_now, self._records.most_bytes, 0
+        batch, most, held = self._batch_now, self._route.most_bytes, 0
         keys: list[Any] = []
         values: list[Any] = []
         try:
@@ -599,7 +622,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
                 full, keys = keys, []
                 self._put_batch(full, values, deadline)
                 values, batch = [], self._batch_now
-                most, held = self._records.most_bytes, 0
+                most, held = self._route.most_bytes, 0
                 if not small:
                     self._put(key, value, deadline=deadline)
         finally:  # also if `items` raises
@@ -620,7 +643,8 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         while done < len(keys):
             self._room.check()
             code = -1
-            if self._has_coders:
+            calling_thread = self._route.calling_thread
+            if calling_thread:
                 done, code = self._records.put_many(
                     keys,
                     values,
@@ -631,7 +655,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
                     rings=rings,
                 )
             if code:  # the next value makes room, or raises StoreRejected
-                if self._has_coders:
+                if calling_thread:
                     self._put_small(keys[done], values[done], deadline, if_absent=False)
                 else:
                     self._put_large(keys[done], [values[done]], deadline, if_absent=False)
@@ -744,7 +768,10 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         return self
 
     def _joined(self, *others: Mapping[Key, Any]) -> CompressedMapping:
-        made = CompressedMapping(None if self._own else self._store, **self._options)
+        options = self._options
+        if not self._own and options["dictionary"] is not None and not self._has_dictionaries:
+            options = {**options, "dictionary": None}
+        made = CompressedMapping(None if self._own else self._store, **options)
         try:
             for other in others:
                 made.update(other)

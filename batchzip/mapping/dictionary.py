@@ -120,6 +120,8 @@ class Trainer:
         self._window = _WINDOW * _WAIT
         level: Any = getattr(innermost(self._plain), "level", None)
         learnt = [sample for at, sample in enumerate(samples) if at % _TRIED]
+        if not learnt:  # one large sample
+            return
         try:
             dictionary = train_dictionary(learnt, size=size, level=level)
         except BadArgument:  # the samples are too similar, or noise

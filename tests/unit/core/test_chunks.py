@@ -205,6 +205,11 @@ def test_a_value_above_the_bound_is_refused(records: Records) -> None:
         records.compress([memoryview(space)])
 
 
+def test_a_value_that_one_call_takes_is_refused(records: Records) -> None:
+    with pytest.raises(BadArgument, match="65536 bytes is too short"):
+        records.compress([bytes(MOST - 1), b"1"])
+
+
 def test_values_are_evicted_whole(engine: Engine) -> None:
     with (
         SwapStore(engine) as store,

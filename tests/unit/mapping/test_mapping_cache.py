@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.sample_values import row
+from support.sample_values import IN_CHUNKS_OR_PAGES, row
 from support.store_pages import noise, text
 
 from batchzip import (
@@ -23,6 +23,53 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MIB = 1 << 20
+
+
+# Eviction
+
+
+@pytest.mark.slow
+@IN_CHUNKS_OR_PAGES
+@pytest.mark.parametrize("is_told", [False, True], ids=["unseen", "on_evict"])
+def test_values_of_thousands_of_pages_are_evicted(engine: Engine, is_told: bool) -> None:
+    """The coldest entries are those of slices or pages. Looking for a value among them never
+    ended."""
+    evicted: list[Any] = []
+    with (
+        SwapStore(engine) as store,
+        CompressedMapping(
+            store,
+            max_bytes=13 * MIB,
+            on_full="evict",
+            on_evict=(lambda key, _: evicted.append(key)) if is_told else None,
+        ) as mapping,
+    ):
+        for number in range(5):
+            mapping[number] = noise(number, 5 * MIB)
+        assert list(mapping) == [3, 4]
+        assert evicted == ([0, 1, 2] if is_told else [])
+        for _ in range(2):  # the pages of the first time begin an epoch, which the second one has
+            assert mapping[3] == noise(3, 5 * MIB)
+        mapping["short"] = b"short"
+        mapping.max_bytes = 6 * MIB
+        assert list(mapping) == [3, "short"]
+        mapping.check_invariants()
+
+
+@IN_CHUNKS_OR_PAGES
+def test_the_pages_of_large_values_are_written_back_again_and_again(
+    engine: Engine, tmp_path: Path
+) -> None:
+    with (
+        SwapStore(engine, backing=tmp_path, shrinker_enabled=False) as store,
+        CompressedMapping(store) as mapping,
+    ):
+        values = {number: noise(number, 70_000) for number in range(40)}
+        mapping.update(values)
+        moved = [mapping.group.writeback(100) for _ in range(9)]
+        assert sum(moved) >= 40 * 17
+        assert mapping.group.writeback(100) == 0
+        assert dict(mapping) == values
 
 
 # Without a store

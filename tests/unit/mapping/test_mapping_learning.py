@@ -36,6 +36,17 @@ def trainer(mapping: CompressedMapping) -> Trainer:
     return mapping._trainer
 
 
+def test_one_large_sample_is_not_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learning, "_MOST_BYTES", 50_000)
+    with (
+        Engine("zstd", level=1, backend="sequential") as engine,
+        SwapStore(engine) as store,
+        CompressedMapping(store, dictionary="auto") as mapping,
+    ):
+        mapping["key"] = noise(1, 60_000)  # raised BadBatch
+        assert mapping["key"] == noise(1, 60_000)
+
+
 def learns(trainer: Trainer) -> bool:
     """Return whether it is collecting samples."""
     return trainer.takes_samples
