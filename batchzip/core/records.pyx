@@ -12,8 +12,8 @@ entry. If the result takes more than a page, the value lies in slices (slices.py
 says in which.
 
 A larger value is compressed in chunks (chunks.pyx). Its stored form is a record or lies in slices
-like that of every other value. A value whose serialised length is above that of a chunk is one in
-chunks.
+like that of every other value. A value is one in chunks if and only if it is longer than what is
+compressed in one call.
 
 If the codec runs elsewhere, in worker processes or in Python, a larger value is stored as pages by
 the mapping (mapping/pages.py). Its entry holds a number. `large` maps that number to a Python
@@ -1045,6 +1045,8 @@ cdef class Records:
         cdef int found = LOADED
         cdef bint same
         cdef object result = None
+        if gathered is None and where.chunked is None:
+            raise BadArgument("a value that was not copied needs its gathered objects")
         coders = <Coders>self.coders.get(got.stored.codec or self.number)
         if coders is None:  # no value of that codec is left
             return None
@@ -1257,6 +1259,8 @@ cdef class Records:
         cdef NewValue new
         cdef int code
         self.refuse()
+        if value.data is NULL:
+            raise BadArgument("this value was not compressed")
         new.kind = RECORD
         new.number = 0
         new.deadline = deadline

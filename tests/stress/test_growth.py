@@ -23,6 +23,8 @@ pytestmark = pytest.mark.stress
 THREADS = 2
 INDICES, KEYS, FOLIO = 4096, 400, 16
 SAMPLE_S = 0.5
+SAMPLES = 720
+"""At most about so many are kept, so that they themselves do not look like growth."""
 DAY_S = 86_400
 LONG_S = 1800.0
 """From here on what is left of a trend is not chance, and may be projected."""
@@ -51,7 +53,7 @@ class Use:
         samples = []
         begun = time.monotonic()
         while (passed := time.monotonic() - begun) < seconds and not self._failures:
-            self._over.wait(SAMPLE_S)
+            self._over.wait(max(SAMPLE_S, seconds / SAMPLES))
             samples.append((passed, self._sample()))
         self._over.set()
         for thread in threads:

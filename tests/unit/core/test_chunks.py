@@ -15,7 +15,7 @@ from support.sample_values import mixed
 from support.store_pages import noise, text
 
 from batchzip import BadArgument, CompressedMapping, Engine, PageError, StoreRejected, SwapStore
-from batchzip.core.chunks import MOST_CHUNKED
+from batchzip.core.chunks import MOST_CHUNKED, Chunked
 from batchzip.core.memory import allocations, fail_allocation
 from batchzip.core.records import MISSING, Found, Records
 from batchzip.core.table import Kind
@@ -203,6 +203,18 @@ def test_a_value_above_the_bound_is_refused(records: Records) -> None:
         pytest.raises(BadArgument, match="4026531841 bytes in 1 parts is too large"),
     ):
         records.compress([memoryview(space)])
+
+
+def test_objects_that_no_call_returned_are_refused(records: Records) -> None:
+    with pytest.raises(BadArgument, match="was not compressed"):
+        records.put_chunked("key", Chunked())
+    with pytest.raises(BadArgument, match="needs its gathered objects"):
+        records.finish(Found())
+    records.put("key", b"short")
+    found = records.get("key", peek=True)
+    assert isinstance(found, Found)
+    with pytest.raises(BadArgument, match="needs its gathered objects"):
+        records.finish(found)
 
 
 def test_a_value_that_one_call_takes_is_refused(records: Records) -> None:
