@@ -87,7 +87,7 @@ mapping = batchzip.CompressedMapping(store, name="values")
 mapping["key"] = bytes(100_000)
 view = attach(store.share())
 group = view.group("values")
-assert group.counters.stored_pages
+assert group.counters.stored_values
 assert not engine.submit(CompressBatch([bytes(4096)] * 100)).wait().has_errors
 assert store.check().ok and store.recompress("zstd") is not None
 """,
