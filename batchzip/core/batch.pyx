@@ -14,7 +14,8 @@ Typically they touch a sixth of that memory, stay in the cache, and never move. 
 places.
 
 Values. A batch of a mapping has `values` instead of pages. Each value, or chunk of a value, has room
-of its own (records.pyx, chunks.pyx). Lanes use `coders` for their codec, which is not always the engine's.
+of its own (records.pyx, chunks.pyx). Lanes use `coders` for their codec, which is not always the
+engine's.
 
 The Python classes check shapes, types and overlap before they make a Pointers. A Pointers keeps
 references to the buffers, so their memory stays valid.

@@ -73,6 +73,10 @@ cdef inline void _set(uint8_t *data, size_t number, uint32_t word) noexcept nogi
     memcpy(data + 4 * number, &word, 4)
 
 
+cdef inline size_t _chunk_size(size_t page_size) noexcept nogil:
+    return max(page_size, <size_t>CHUNK_BYTES)
+
+
 cdef size_t _head_length(const uint8_t *data, size_t length) noexcept nogil:
     """Return the length of the head in bytes. Return 0 if `data` has no complete head."""
     cdef uint64_t head, part
@@ -222,7 +226,7 @@ cdef class ChunkWork:
         """Compress a value. Raise MemoryError, or PageError if a chunk cannot be compressed."""
         cdef Chunked form = Chunked.__new__(Chunked)
         cdef _Batch batch = _Batch(COMPRESS, self.page_size)
-        cdef size_t size = max(self.page_size, <size_t>CHUNK_BYTES), total = 0, used, row, at, length
+        cdef size_t size = _chunk_size(self.page_size), total = 0, used, row, at, length
         cdef list held = [memoryview(part) for part in parts]
         cdef const uint8_t *data
         cdef Value *value
@@ -285,7 +289,7 @@ cdef class ChunkWork:
         size = _get(data, 0)
         for number in range(_get(data, 1)):
             total += _get(data, 2 + number)
-        if size > max(self.page_size, <size_t>CHUNK_BYTES) or total != form.stored.raw_length:
+        if size > _chunk_size(self.page_size) or total != form.stored.raw_length:
             return -EBADMSG
         if _get(data, 1) == 1:
             rooms = [PyBytes_FromStringAndSize(NULL, total)]

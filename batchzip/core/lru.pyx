@@ -21,8 +21,8 @@ not depend on the number of entries. A group with fewer than 256 pages begins an
 call, so its order is exact.
 
 A cache evicts values, of which each may have thousands of slices or pages, and writeback moves
-objects. Each has candidates of its own: among all entries, those that the caller must skip could be
-the coldest for ever.
+objects. Each has candidates of its own. With common candidates, a caller could get the same entries
+again and again, none of which it can use.
 
 Second chance: a candidate is skipped if its epoch has changed, that is, if the page was used since
 it was chosen.

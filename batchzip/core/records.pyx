@@ -454,7 +454,7 @@ cdef int _find(
         if got.stored.length > size:
             return -EBADMSG
     if not peek:
-        if entry.kind == SLICED:  # first: its many slices begin an epoch, which the entry is to have
+        if entry.kind == SLICED:  # before the entry: many slices begin a new epoch
             slices_use(entries, &state.slices, entry.value)
         entry.epoch = lru_use(&entries.lru, &entries.table, 1, entries.pages)
         entries.page_loads += 1

@@ -24,7 +24,7 @@ THREADS = 2
 INDICES, KEYS, FOLIO = 4096, 400, 16
 SAMPLE_S = 0.5
 SAMPLES = 720
-"""At most about so many are kept, so that they themselves do not look like growth."""
+"""Number of samples that a long run keeps. The memory of many more would look like growth."""
 DAY_S = 86_400
 LONG_S = 1800.0
 """From here on what is left of a trend is not chance, and may be projected."""
