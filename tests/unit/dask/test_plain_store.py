@@ -327,7 +327,8 @@ async def test_a_store_that_is_cancelled_keeps_nothing(cluster: PlainCluster) ->
     async with opened(cluster) as store:
         slow = cluster.workers["plain://0"]
         slow.deaf_to.add("put")
-        storing = asyncio.ensure_future(store.astore(0, PAGES))
+        (stripe,) = stripes_of(store, slow.address, 1)
+        storing = asyncio.ensure_future(store.astore(stripe * STRIPE, PAGES))
         await until(lambda: "put" in slow.asked)
         storing.cancel()
         with pytest.raises(asyncio.CancelledError):

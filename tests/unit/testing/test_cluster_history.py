@@ -21,8 +21,14 @@ if TYPE_CHECKING:
 STRIPES = 4
 SECONDS = 0.4
 LIMIT_S = 60.0
-CHANCES = {"hangs": 1000, "mixes up": 1}
+CHANCES = {"hangs": 1000, "mixes up": 1, "keeps": 2}
 """One call in this many has the fault, if it can; of other faults, one in ten."""
+ENOUGH = {"hangs": 1}
+"""Faults until the check must have seen one; of other faults, 60.
+
+A fault is seen only if the pages are read before they are stored again or lost. At least one in
+five is.
+"""
 
 
 class DictStore:
@@ -52,7 +58,7 @@ class DictStore:
 
     def enough(self) -> bool:
         """Whether the store has no fault, or had it so often that the check must have seen it."""
-        return self._fault is None or self.planted >= (1 if self._fault == "hangs" else 10)
+        return self._fault is None or self.planted >= ENOUGH.get(self._fault, 60)
 
     def lose(self, stripe: int) -> None:
         with self._lock:
@@ -106,9 +112,11 @@ class DictStore:
 
     def invalidate(self, index: int, count: int = 1) -> int:
         with self._lock:
-            if self._planted("keeps"):
+            gone = [i for i in range(index, index + count) if i in self._pages]
+            if gone and self._planted("keeps"):
                 return 0
-            gone = [i for i in range(index, index + count) if self._pages.pop(i, None) is not None]
+            for i in gone:
+                del self._pages[i]
             return len(gone)
 
     def recover(self) -> list[range]:
