@@ -86,9 +86,19 @@ RUNS = {
         "--parts throughput --rounds 1 --seconds 0.2 --workers 2 --clients 1",
     ),
     "cluster-cases": Run("--parts cases", "--parts cases --cases retire_workers"),
-    "worker_data": Run(
-        "",
-        "--rounds 1 --mib 64 --data dask,batchzip --works persist-frame,rechunk-tasks",
+    "worker_data-persist": Run(
+        "--works persist-frame,persist-array,persist-noise --limit-mib 512 --mib 768",
+        "--rounds 1 --mib 64 --data dask,batchzip --works persist-frame",
+    ),
+    "worker_data-move": Run(
+        "--works shuffle-tasks,shuffle-p2p,rechunk-tasks,rechunk-p2p --data dask,dask-plain,batchzip "
+        "--rounds 2 --limit-mib 512 --mib 384 --timeout-s 60",
+        "--rounds 1 --mib 64 --data dask,batchzip --works rechunk-tasks",
+    ),
+    "worker_data-256": Run(
+        "--works persist-frame,persist-array,persist-noise --data dask,batchzip "
+        "--rounds 2 --limit-mib 256 --mib 416 --timeout-s 60",
+        "--rounds 1 --mib 64 --data batchzip --works persist-array",
     ),
     "dask_backlog": Run("", "--rounds 1 --batches 500"),
     "dask_hosts": Run("", "--hosts 1 --algorithms lz4 --batches 16 --seconds 0.5 --cpu 50"),
