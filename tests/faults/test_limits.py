@@ -318,7 +318,7 @@ print(any(found))
 
 @pytest.mark.slow
 @pytest.mark.parametrize("known", [False, True], ids=["nothing", "plug-ins"])
-def test_what_is_first_used_without_descriptors_works_later(known: bool) -> None:
+def test_a_first_use_without_descriptors_breaks_no_later_one(known: bool) -> None:
     """What is looked for then is not taken for what is not there."""
     out = []
     for free in (0, 4):

@@ -247,7 +247,9 @@ def test_a_codec_that_does_not_work_is_an_error_of_ours(tmp_path: Path, memory: 
 
 
 @pytest.mark.slow
-def test_objects_that_are_none_are_damaged_pages(tmp_path: Path, memory: Memory) -> None:
+def test_objects_in_a_wrong_kind_of_file_read_as_damaged_pages(
+    tmp_path: Path, memory: Memory
+) -> None:
     """They are copied, not mapped: whatever they are cannot fault."""
     store_one(memory, 0)
     good = memory.good[1:]
@@ -274,7 +276,7 @@ def test_a_segment_cannot_be_truncated_beneath_a_reader(tmp_path: Path, memory: 
         fcntl.fcntl(memory.unsealed, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
 
 
-def test_what_is_attached_may_lie_later(tmp_path: Path, memory: Memory) -> None:
+def test_a_reader_refuses_lies_told_after_attaching(tmp_path: Path, memory: Memory) -> None:
     answers: list[Reply] = []
     none = Counters(*[0] * len(dataclasses.fields(Counters)))
 
@@ -334,7 +336,7 @@ def test_nothing_is_read_of_a_reply_that_has_another_token(tmp_path: Path, memor
     assert not Bomb.exploded
 
 
-def test_an_address_is_of_one_store(store: SwapStore) -> None:
+def test_an_address_reaches_only_the_store_it_names(store: SwapStore) -> None:
     store.store(0, text(0))
     share = store.share()
     assert str(share) == f"{share.address}#{share.token}"

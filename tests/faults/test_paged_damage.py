@@ -145,7 +145,7 @@ def test_a_touch_of_a_page_that_cannot_be_restored_is_a_sigbus_that_is_explained
     ],
     ids=["write", "fill", "sum", "tobytes", "backwards", "choose", "bytes", "in a thread"],
 )
-def test_however_it_is_touched(touch: Callable[..., object]) -> None:
+def test_any_kind_of_touch_of_a_damaged_page_is_a_sigbus(touch: Callable[..., object]) -> None:
     end, page = dies_of(touch, damage_in_pool)
     assert_sigbus(end, page)
 
@@ -167,7 +167,7 @@ def test_a_page_that_was_clean_is_a_sigbus_too() -> None:
 
 
 @pytest.mark.parametrize("advice", list(AccessAdvice))
-def test_a_touch_of_its_neighbours_is_none_of_it(advice: AccessAdvice) -> None:
+def test_neighbours_of_a_damaged_page_can_be_touched(advice: AccessAdvice) -> None:
     def touch(region: Region, array: npt.NDArray[np.uint8], at: int) -> None:
         region.pager.advise(*region.pages_of(array), advice)
         data = noisy(100)
@@ -225,7 +225,7 @@ def test_pinning_a_page_that_cannot_be_restored_is_an_error(
         region.pager.close()  # what was taken out is not where it should be
 
 
-def test_what_pinning_found_damaged_and_was_put_right_is_there(region: Region) -> None:
+def test_pinning_succeeds_once_damage_is_repaired(region: Region) -> None:
     data = noisy(100)
     array = filled(region, data)
     region.evict_all()

@@ -140,7 +140,7 @@ def try_everything(
     [pytest.param(USUAL, id=""), pytest.param(ERRNOS, marks=pytest.mark.stress, id="stress")],
 )
 @pytest.mark.parametrize(("make", "call"), TARGETS, ids=IDS)
-def test_whatever_a_call_of_the_file_raises_nothing_is_lost(
+def test_no_error_raised_by_a_file_call_loses_pages(
     engine: Engine,
     make: type[FaultyObject | FaultyStream],
     call: str,
@@ -188,7 +188,7 @@ NONSENSE["read"], NONSENSE["write"] = NONSENSE["pread"], NONSENSE["pwrite"]
 @pytest.mark.slow
 @pytest.mark.parametrize("times", [1, 10**6])
 @pytest.mark.parametrize("call", NONSENSE)
-def test_whatever_a_call_of_the_file_returns_nothing_is_lost(
+def test_no_value_returned_by_a_file_call_loses_pages(
     engine: Engine, call: str, times: int
 ) -> None:
     make = FaultyObject if call in CALLS else FaultyStream
@@ -197,7 +197,7 @@ def test_whatever_a_call_of_the_file_returns_nothing_is_lost(
 
 
 @pytest.mark.parametrize("call", ["sync", "discard", "truncate", "flush", "seek"])
-def test_what_other_calls_of_the_file_return_does_not_matter(engine: Engine, call: str) -> None:
+def test_return_values_of_other_file_calls_are_ignored(engine: Engine, call: str) -> None:
     make = FaultyObject if call in CALLS else FaultyStream
     with SwapStore(engine, backing=(target := make())) as store:
         for value in (None, -1, "text", object()):
@@ -234,7 +234,7 @@ def test_bytes_and_counts_come_in_any_form(
         assert store.load_many(range(9)).tobytes() == b"".join(map(make_page, range(9)))
 
 
-def test_methods_that_cannot_be_had_are_methods_that_fail(engine: Engine) -> None:
+def test_a_file_method_that_cannot_be_looked_up_counts_as_failing(engine: Engine) -> None:
     class Lost(FaultyObject):
         lost = ""
 
@@ -299,9 +299,7 @@ def test_readers_elsewhere_are_told_and_served_again(engine: Engine) -> None:
                 assert view.load_many(range(20)).tobytes() == b"".join(pages)
 
 
-def test_the_shrinker_goes_on_after_anything(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_shrinker_survives_any_error(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
     writes = threading.Semaphore(0)
     target = FaultyObject()

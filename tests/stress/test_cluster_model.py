@@ -105,7 +105,7 @@ def test_schedulers_come_and_go_too(
 
 
 @pytest.mark.stress
-def test_what_is_retired_terminated_or_added_loses_nothing(
+def test_retiring_terminating_or_adding_workers_loses_nothing(
     tmp_path: Path, report_verdict: Callable[[Verdict], None]
 ) -> None:
     faults = [*ELASTIC, *ELASTIC]

@@ -100,7 +100,7 @@ def test_every_algorithm_page_size_filter_and_dictionary_is_tried(text_advice: A
 
 
 @pytest.mark.slow
-def test_the_front_is_what_nothing_is_better_than(text_advice: Advice) -> None:
+def test_the_front_holds_exactly_the_unbeaten_options(text_advice: Advice) -> None:
     def beats(a: Any, b: Any) -> bool:
         mine = (a.saved_share, -a.store_us, -a.load_us)
         other = (b.saved_share, -b.store_us, -b.load_us)
@@ -138,7 +138,7 @@ def test_the_recommendation_is_on_the_front_and_near_the_best(text_advice: Advic
     ),
     limit=st.integers(1, 21),
 )
-def test_whatever_was_measured_what_is_recommended_keeps_the_limit_and_is_near_the_best(
+def test_any_recommendation_keeps_the_limit_and_is_near_the_best(
     figures: list[tuple[int, int, int, int, bool]], limit: int
 ) -> None:
     options = with_front(

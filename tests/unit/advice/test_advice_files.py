@@ -244,7 +244,7 @@ def test_long_paths_stay_whole_and_nothing_else_is_too_wide(
 @pytest.mark.slow
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_whatever_ends_it_no_process_and_no_file_is_left(
+def test_an_interrupted_or_killed_run_leaves_no_process_or_file(
     number: signal.Signals, tmp_path: Path
 ) -> None:
     own = tmp_path / "tmp"

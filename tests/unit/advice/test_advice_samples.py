@@ -58,12 +58,12 @@ class Forgetful(dict[str, bytes]):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick")
-def test_what_a_cache_forgets_meanwhile_is_left_out() -> None:
+def test_values_that_a_cache_evicts_meanwhile_are_left_out() -> None:
     assert advise_values(Forgetful(a=b"1", gone=b"2", b=b"3")).measured_values == 2
 
 
 @pytest.mark.parametrize("values", [5, None, "text", b"bytes", [], {}, iter(())])
-def test_what_has_no_values_is_refused(values: Any) -> None:
+def test_advice_refuses_arguments_without_values(values: Any) -> None:
     with pytest.raises(BadArgument, match="values"):
         advise_values(values)
 
@@ -75,7 +75,7 @@ def test_odd_arguments_are_refused() -> None:
         advise_values([b"1"], seed=-1)
 
 
-def test_what_cannot_be_pickled_names_the_key() -> None:
+def test_an_unpicklable_value_is_refused_and_its_key_named() -> None:
     with pytest.raises(NotStorable, match=r"the value, of function, .*\(key 'f'\)"):
         advise_values({"f": lambda: None})
 
@@ -171,7 +171,7 @@ def test_the_least_memory_wins_and_of_what_is_near_the_quickest(
 
 
 @pytest.mark.slow
-def test_what_other_processes_share_is_no_memory_of_values() -> None:
+def test_process_memory_does_not_depend_on_sharing_with_others() -> None:
     """The share of a library's pages changes as others start and end."""
     if "Pss_File" not in Path("/proc/self/smaps_rollup").read_text("ascii"):
         pytest.skip("this kernel does not tell files apart")

@@ -194,7 +194,7 @@ def test_only_serializers_that_take_every_value_are_tried(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick")
-def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_note_says_how_to_install_a_missing_serializer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "msgspec", None)
     notes = advise_values(RECORDS[:10]).notes
     assert any(
@@ -203,7 +203,7 @@ def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_what_objects_share_is_there_once_for_each_few_of_them() -> None:
+def test_a_shared_object_is_weighed_once_per_64_values() -> None:
     shared = "x" * 10_000
     values = [[number, shared] for number in range(6400)]
     with tempfile.TemporaryFile() as file:
@@ -213,7 +213,7 @@ def test_what_objects_share_is_there_once_for_each_few_of_them() -> None:
 
 
 @pytest.mark.slow
-def test_lines_are_measured_parsed_too_but_are_what_is_to_be_kept(
+def test_lines_are_also_measured_parsed_but_not_recommended_so(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     few_mappings(monkeypatch)
@@ -259,7 +259,9 @@ def test_dictionaries_are_tried_for_short_values() -> None:
 
 
 @pytest.mark.slow
-def test_what_cannot_be_learnt_is_left_out_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dictionary_that_cannot_be_trained_is_skipped_with_a_note(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     zstd = Holder("mapping", "bytes", "zstd", 1, dictionary=True)
     monkeypatch.setattr(weighing, "_worth_trying", lambda *_: [zstd])
     found = advise_values(LINES[:20])

@@ -355,9 +355,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::numpy.exceptions.ComplexWarning")
 @pytest.mark.parametrize("name", CALLS)
-def test_an_odd_value_does_its_work_or_is_refused_with_an_error_one_expects(
-    world: World, name: str
-) -> None:
+def test_an_odd_value_works_or_raises_an_expected_error(world: World, name: str) -> None:
     faults = []
     expected: tuple[type[Exception], ...] = (*EXPECTED, *ALSO.get(name, ()))
     for number, value in enumerate(values()):
@@ -422,7 +420,7 @@ def test_an_index_that_cannot_be_among_others_is_not_stored(store: SwapStore, fa
     assert missing.value.index == far
 
 
-def test_what_is_masked_is_refused_and_says_what_to_do(store: SwapStore) -> None:
+def test_a_masked_array_is_refused_with_advice(store: SwapStore) -> None:
     data: Any = np.ma.masked_greater(np.arange(5000.0), 10)
     pages: Any = masked()
     for refused in (

@@ -79,7 +79,7 @@ CALLS: dict[str, tuple[Callable[[Any], object], str]] = {
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_it_is_said_what_is_wrong_and_what_would_be_right(name: str, store: SwapStore) -> None:
+def test_a_bad_argument_error_says_what_would_be_right(name: str, store: SwapStore) -> None:
     call, text = CALLS[name]
     with pytest.raises(BadArgument) as refused:
         call(store)
@@ -87,7 +87,7 @@ def test_it_is_said_what_is_wrong_and_what_would_be_right(name: str, store: Swap
 
 
 @pytest.mark.parametrize("spread", [pickle.dumps, copy.copy, copy.deepcopy])
-def test_what_belongs_to_a_process_does_not_leave_it(
+def test_objects_bound_to_a_process_cannot_be_pickled_or_copied(
     engine: Engine, store: SwapStore, spread: Callable[[object], object]
 ) -> None:
     for owned, instead in (

@@ -101,14 +101,14 @@ def test_the_clients_of_others_are_used_and_left_open(cluster: str) -> None:
         assert client.submit(sum, [1, 2]).result(SLACK_S) == 3
 
 
-def test_by_name_it_takes_the_current_cluster(cluster: str) -> None:
+def test_the_backend_named_dask_takes_the_current_cluster(cluster: str) -> None:
     with dask.config.set({"scheduler-address": cluster}), Engine("lz4", backend="dask") as engine:
         check_round_trip(engine, make_pages(100))
     with Client(cluster), Engine("lz4", backend="dask") as engine:
         check_round_trip(engine, make_pages(100))
 
 
-def test_what_is_no_cluster_is_refused() -> None:
+def test_the_dask_backend_refuses_missing_clusters_and_bad_arguments() -> None:
     with pytest.raises(BackendUnavailable, match=r"make a distributed\.Client first"):
         Engine("lz4", backend="dask")
     with pytest.raises(BackendUnavailable, match=r"no Dask scheduler at tcp://127\.0\.0\.1:9"):
@@ -169,7 +169,7 @@ def dask_codec() -> bytes:
     return dumped
 
 
-def test_what_is_not_done_at_the_deadline_timed_out_and_the_rest_is_right(cluster: str) -> None:
+def test_pages_not_done_by_the_deadline_time_out_and_the_rest_are_right(cluster: str) -> None:
     pages = make_pages(100)
     with Engine(SlowCodec(0.02), backend=DaskBackend(cluster, local="never")) as engine:
         check_round_trip(engine, pages[:4])

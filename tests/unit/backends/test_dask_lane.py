@@ -131,7 +131,7 @@ def test_bytes_that_are_out_are_bounded(
         request.wait(LIMIT_S)
 
 
-def test_what_waits_travels_together_and_is_divided_among_the_threads(
+def test_waiting_requests_travel_together_in_one_parcel(
     cluster: PlainConnection, engine: Engine
 ) -> None:
     first = engine.submit(CompressBatch(PAGES[:8]))

@@ -117,7 +117,7 @@ def test_pages_are_cut_off_until_none_is_left() -> None:
     assert own.undone == 5
 
 
-def test_what_is_given_up_fails_and_what_is_done_stays() -> None:
+def test_giving_up_fails_the_pages_left_and_keeps_finished_ones() -> None:
     batch = CompressBatch(PAGES)
     own = flight(batch)
     first = Parcel([(own, own.cut(2))])

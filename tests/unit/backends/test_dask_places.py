@@ -80,7 +80,7 @@ def test_the_place_that_is_clearly_faster_has_the_work(
 
 
 @pytest.mark.slow
-def test_it_changes_when_the_machine_or_the_cluster_does(machine: Machine) -> None:
+def test_the_place_changes_when_the_machine_or_the_cluster_does(machine: Machine) -> None:
     machine.speeds[SENT] = 3 * machine.speeds[LOCAL]
     machine.work(20)
     assert machine.placement.place == "sent"
@@ -139,7 +139,7 @@ def test_without_workers_or_where_trials_are_not_wanted_all_is_done_here(machine
 
 
 @pytest.mark.slow
-def test_what_was_sent_may_be_tried_here_though_the_workers_are_gone(machine: Machine) -> None:
+def test_local_trials_happen_even_when_the_workers_are_gone(machine: Machine) -> None:
     machine.speeds[SENT] = 5 * machine.speeds[LOCAL]
     machine.work(20)
     machine.may_send = False
@@ -208,7 +208,7 @@ def test_the_first_measurement_takes_the_place_of_the_sample_and_others_count_ha
         assert batch.seconds > 0
 
 
-def test_what_is_short_is_measured_together(machine: Machine) -> None:
+def test_short_batches_are_measured_together(machine: Machine) -> None:
     machine.may_send = False
     machine.do()
     machine.speeds[LOCAL] = 40 * MIB

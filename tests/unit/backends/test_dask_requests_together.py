@@ -128,7 +128,7 @@ def outputs_of(batch: Batch) -> list[bytes]:
 
 @pytest.mark.parametrize("local", ["never", "auto"])
 @pytest.mark.parametrize("seed", range(4))
-def test_whatever_travels_together_each_batch_has_what_the_sequential_backend_gives(
+def test_batches_that_travel_together_match_the_sequential_backend(
     cluster: str, seed: int, local: Literal["never", "auto"]
 ) -> None:
     ended: list[Submitted] = []

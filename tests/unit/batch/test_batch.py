@@ -117,7 +117,7 @@ def test_pages_that_are_not_contiguous_are_refused_by_name() -> None:
     refused(lambda: CompressBatch([bytes(PAGE), strided]), "pages[1]", "not contiguous")
 
 
-def test_what_is_no_buffer_is_refused_by_name() -> None:
+def test_objects_without_a_buffer_are_refused_by_name() -> None:
     wrong: list[Any] = ["text", 3, None, iter([bytes(PAGE)]), {bytes(PAGE)}]
     for what in wrong:
         refused(partial(CompressBatch, what), "pages must be a buffer", type(what).__name__)

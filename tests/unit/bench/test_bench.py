@@ -208,7 +208,7 @@ def test_bad_input_is_one_clear_line(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"format": 99}', '{"format": 1}'])
-def test_what_is_no_result_is_refused(
+def test_a_file_without_a_result_is_refused(
     text: str, saved: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     wrong = tmp_path / "wrong.json"
@@ -236,7 +236,7 @@ def test_a_machine_that_is_slower_altogether_changes_nothing() -> None:
     assert change.change == pytest.approx(0)
 
 
-def test_whoever_is_ahead_is_named_and_no_one_else() -> None:
+def test_only_contenders_ahead_of_batchzip_are_named() -> None:
     result = a_result(bare=5, sequential=6, workers=4, peer=2, **{"workers, half in file": 1})
     assert ahead(result) == ["ahead of batchzip, compress µs: peer 2.00×"]
     assert ahead(a_result(workers=4, peer=4.01)) == []

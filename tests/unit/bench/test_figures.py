@@ -37,7 +37,7 @@ def with_figure(**changes: Any) -> dict[str, Any]:
     return a_document(figures=figures)
 
 
-def test_what_is_kept_is_read_again(tmp_path: Path) -> None:
+def test_a_saved_result_reads_back_equal(tmp_path: Path) -> None:
     result = a_result()
     path = tmp_path / "result.json"
     result.save(path)
@@ -109,7 +109,7 @@ def test_keys_that_this_version_does_not_know_are_ignored() -> None:
     assert parse({**with_figure(unit="µs"), "later": 1}).figures == a_result().figures
 
 
-def test_what_is_no_number_is_never_written() -> None:
+def test_an_infinite_figure_is_never_written() -> None:
     result = Result({}, {}, [Figure(LABELS, "threads", "µs", (float("inf"),))])
     with pytest.raises(ValueError, match="not JSON compliant"):
         result.as_text()

@@ -141,7 +141,7 @@ def test_a_picture_has_the_source_as_its_title(
     assert "Use lz4." in capsys.readouterr().out
 
 
-def test_what_cannot_be_is_refused_before_a_workload_is_made(
+def test_impossible_options_are_refused_before_a_workload_is_made(
     measuring: Measuring, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for arguments in (

@@ -61,7 +61,7 @@ REFUSED: list[tuple[Callable[[str], Any], list[str], str]] = [
 
 
 @pytest.mark.parametrize(("kind", "text", "value"), TAKEN)
-def test_what_is_right_is_taken(kind: Callable[[str], Any], text: str, value: object) -> None:
+def test_valid_text_becomes_its_value(kind: Callable[[str], Any], text: str, value: object) -> None:
     found = kind(text)
     assert found == value
     assert type(found) is type(value)
@@ -71,7 +71,9 @@ def test_what_is_right_is_taken(kind: Callable[[str], Any], text: str, value: ob
     ("kind", "text", "said"),
     [(kind, text, said) for kind, texts, said in REFUSED for text in texts],
 )
-def test_what_is_wrong_is_told(kind: Callable[[str], Any], text: str, said: str) -> None:
+def test_invalid_text_is_refused_with_the_reason(
+    kind: Callable[[str], Any], text: str, said: str
+) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match=said) as refused:
         kind(text)
     assert repr(text.rpartition(",")[2]) in str(refused.value)

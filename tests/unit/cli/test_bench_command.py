@@ -89,7 +89,7 @@ def old(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("before", [None, "0"])
-def test_what_is_asked_for_is_measured_and_the_environment_is_left_as_it_was(
+def test_bench_measures_as_asked_and_leaves_the_environment_unchanged(
     measuring: Measuring,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

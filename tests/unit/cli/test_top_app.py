@@ -153,7 +153,7 @@ def test_a_filter_shows_only_lines_with_its_text() -> None:
 
 
 @pytest.mark.slow
-def test_what_happens_is_shown_unless_it_is_paused() -> None:
+def test_top_shows_changes_unless_it_is_paused() -> None:
     count = 0
 
     def look() -> Look:

@@ -226,7 +226,7 @@ def test_another_table_begins_at_its_top_with_widths_of_its_own() -> None:
         (ClosedError("gone"), ClosedError, None),
     ],
 )
-def test_what_ended_the_screen_is_raised(
+def test_watch_raises_the_error_that_ended_the_screen(
     monkeypatch: pytest.MonkeyPatch,
     failure: BaseException,
     raised: type[BaseException],

@@ -59,7 +59,7 @@ def test_registered_codecs_bear_the_name_they_are_registered_under() -> None:
         assert codec.name == name
 
 
-def test_an_unknown_name_is_told_which_there_are() -> None:
+def test_an_error_about_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(UnknownAlgorithm, match=r"unknown algorithm 'lzo'; known: .*lz4.*zstd"):
         make_codec("lzo")
     with pytest.raises(LookupError):
@@ -101,7 +101,7 @@ def test_an_unknown_name_is_told_which_there_are() -> None:
         ("lz4", {"level": 1}, "no parameter 'level'; it has: acceleration, high_compression"),
     ],
 )
-def test_a_parameter_out_of_range_is_told_the_range(
+def test_an_error_about_a_parameter_says_what_is_allowed(
     algorithm: str, parameters: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(BadArgument) as refusal:
@@ -124,7 +124,7 @@ def test_every_setting_gives_pages_back_and_survives_the_way_to_a_worker(codec: 
         assert others == (output, output) or not codec.deterministic
 
 
-def test_what_wraps_a_codec_is_as_deterministic() -> None:
+def test_wrappers_are_as_deterministic_as_their_codec() -> None:
     for codec in (Deflate(), Zstd()):
         expected = isinstance(codec, Zstd)
         assert codec.deterministic is expected

@@ -46,7 +46,7 @@ def test_pages_that_it_was_not_trained_on_get_smaller(kind: str, gain: float, le
     assert ratio(pages[1::2], "zstd", level=level, dictionary=trained) > plain * gain
 
 
-def test_one_for_floats_is_trained_on_them_turned() -> None:
+def test_a_dictionary_for_floats_is_trained_on_transformed_pages() -> None:
     data = arrays()["bfloat16 weights"][1]
     pages = [data[start : start + 512] for start in range(0, len(data), 512)]
     how = {"level": 1, "shuffle": "f2"}
@@ -60,7 +60,7 @@ def test_one_for_floats_is_trained_on_them_turned() -> None:
         assert len(data) > 1.2 * sum(map(len, outputs))
 
 
-def test_one_for_shuffled_pages_is_trained_on_them_shuffled() -> None:
+def test_a_dictionary_for_shuffled_pages_is_trained_on_shuffled_ones() -> None:
     element_size, data = arrays()["float64 signal"]
     pages = pages_of(data)
     how = {"level": 1, "shuffle": element_size}
@@ -69,7 +69,7 @@ def test_one_for_shuffled_pages_is_trained_on_them_shuffled() -> None:
 
 
 @pytest.mark.parametrize("level", [-7, -1, 0, 1, 12, 22])
-def test_every_level_takes_one(dictionary: bytes, level: int) -> None:
+def test_every_level_takes_a_dictionary(dictionary: bytes, level: int) -> None:
     pages = json_pages()[1:40:2]
     gained = ratio(pages, "zstd", level=level, dictionary=dictionary)
     assert gained > ratio(pages, "zstd", level=level)
@@ -98,7 +98,7 @@ def test_the_same_pages_give_the_same_dictionary_in_whatever_form() -> None:
     assert len(made) <= 8192
 
 
-def test_of_very_many_pages_some_are_enough() -> None:
+def test_training_uses_a_sample_of_very_many_pages() -> None:
     pages = json_pages()
     assert len(pages) > 400
     made = batchzip.train_dictionary(pages, size=1024)
@@ -119,7 +119,9 @@ FEW = "needs at least 8 pages of at least 262144 bytes in total that differ and 
     ],
     ids=["few", "one over and over", "zeros", "noise", "few and large"],
 )
-def test_unsuitable_pages_are_told_what_is_needed(pages: Callable[[], Any], found: str) -> None:
+def test_an_error_about_unsuitable_pages_says_what_is_needed(
+    pages: Callable[[], Any], found: str
+) -> None:
     with pytest.raises(BadArgument) as refusal:
         batchzip.train_dictionary(pages())
     assert FEW in str(refusal.value)
@@ -136,13 +138,13 @@ def test_unsuitable_pages_are_told_what_is_needed(pages: Callable[[], Any], foun
         ({"shuffle": 3}, "shuffle must be 2, 4 or 8"),
     ],
 )
-def test_parameters_out_of_range_are_told_the_range(parameters: Any, words: str) -> None:
+def test_an_error_about_a_parameter_says_what_is_allowed(parameters: Any, words: str) -> None:
     with pytest.raises(BadArgument) as refusal:
         batchzip.train_dictionary(json_pages(), **parameters)
     assert words in str(refusal.value)
 
 
-def test_pages_that_are_none_are_refused() -> None:
+def test_training_refuses_invalid_pages() -> None:
     for wrong in ([], "pages", np.zeros((4, 4), np.float32), [1, 2]):
         with pytest.raises(BadBatch, match="pages"):
             batchzip.train_dictionary(wrong)  # type: ignore[arg-type]
@@ -166,7 +168,7 @@ def test_pages_that_are_none_are_refused() -> None:
         ([1, 2], "must be bytes or None, not list"),
     ],
 )
-def test_what_is_no_dictionary_is_refused_when_the_codec_is_made(wrong: Any, words: str) -> None:
+def test_an_invalid_dictionary_is_refused_when_the_codec_is_made(wrong: Any, words: str) -> None:
     with pytest.raises(BadArgument) as refusal:
         Engine("zstd", backend="sequential", dictionary=wrong)
     assert words in str(refusal.value)
@@ -187,7 +189,7 @@ def test_a_dictionary_damaged_anywhere_in_its_tables_is_refused_or_works(diction
     assert refused
 
 
-def test_it_is_kept_as_a_copy_and_never_printed(dictionary: bytes) -> None:
+def test_a_codec_copies_its_dictionary_and_never_prints_it(dictionary: bytes) -> None:
     given = bytearray(dictionary)
     codec = Zstd(1, given)  # type: ignore[arg-type] # any buffer will do
     given[:] = bytes(len(given))
@@ -278,7 +280,7 @@ def test_damaged_frames_are_a_page_or_undecodable(dictionary: bytes) -> None:
 
 
 @pytest.mark.slow
-def test_workers_get_one_larger_than_a_pipe_holds() -> None:
+def test_workers_get_a_dictionary_larger_than_a_pipe_holds() -> None:
     large = batchzip.train_dictionary(source_pages(), size=256 << 10)
     assert len(large) == 256 << 10
     pages = source_pages()[:300]

@@ -268,7 +268,7 @@ def test_frames_of_other_dictionaries_are_judged_alike() -> None:
         coder.decompress(frames[2])
 
 
-def test_what_was_refused_spoils_nothing_for_the_next() -> None:
+def test_a_refused_source_spoils_nothing_for_the_next_page() -> None:
     for codec in FAST:
         coder = Coder(codec, 4096)
         page = stream("json")[:4096]
@@ -327,7 +327,7 @@ def test_a_codec_in_python_is_called_back(codec: Codec) -> None:
     ],
     ids=str,
 )
-def test_what_a_codec_raises_is_the_error_of_its_page(
+def test_an_error_raised_by_a_codec_becomes_the_error_of_its_page(
     codec: Codec, compressing: int, restoring: int
 ) -> None:
     coder = Coder(codec, 4096)

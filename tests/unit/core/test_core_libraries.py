@@ -76,7 +76,7 @@ def test_every_library_is_found_in_the_version_that_python_sees() -> None:
         assert Path(library.path).is_file()
 
 
-def test_it_is_looked_for_once() -> None:
+def test_libraries_are_looked_for_once() -> None:
     for first, second in zip(libraries(), libraries(), strict=True):
         assert first is second
 
@@ -98,7 +98,7 @@ assert all(one is another for all_ in found for one, another in zip(all_, found[
     )
 
 
-def test_nothing_is_imported_for_it() -> None:
+def test_looking_for_libraries_imports_no_heavy_package() -> None:
     heavy = {"lz4", "zstandard", "xxhash", "cffi", "_cffi_backend", "numpy", "loky", "ctypes"}
     look(then=f"libraries(), xxh3_64(b''); assert not {heavy} & set(sys.modules), sys.modules")
 
@@ -179,7 +179,7 @@ def test_a_module_that_is_cut_short_is_refused(name: str, kept: int, tmp_path: P
     assert found.path == str(module)
 
 
-def test_what_is_no_module_is_refused(tmp_path: Path) -> None:
+def test_files_that_are_no_extension_module_are_refused(tmp_path: Path) -> None:
     plant(tmp_path, "lz4").write_text("an extension module, one would think")
     plant(tmp_path, "zstd").write_bytes(b"\x7fELF\x02\x01" + bytes(58))
     plant(tmp_path, "xxh3").mkdir()
@@ -350,7 +350,7 @@ def test_the_second_module_is_tried_where_the_first_lacks_the_functions(tmp_path
     assert look(planted=tmp_path)["zstd"] == real("zstd")
 
 
-def test_a_forked_child_has_them_too() -> None:
+def test_a_forked_child_has_the_libraries_too() -> None:
     expected = xxh3_64(b"page")
     child = os.fork()
     if not child:

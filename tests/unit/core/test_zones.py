@@ -88,7 +88,7 @@ def test_a_file_ends_at_8_tib() -> None:
     zones.check(positions)
 
 
-def test_what_a_sync_within_a_sync_is_told_fails_the_outer_one_too() -> None:
+def test_a_nested_sync_that_fails_fails_the_outer_one_too() -> None:
     class Storage:
         def __init__(self, *fails: bool) -> None:
             self.lock = threading.RLock()

@@ -180,7 +180,7 @@ def test_the_backend_travels_by_tls(client: Client, cluster: str, files: dict[st
         np.testing.assert_array_equal(restored.pages, pages)
 
 
-def test_who_has_another_certificate_or_none_is_not_let_in(
+def test_a_client_without_a_trusted_certificate_is_not_let_in(
     cluster: str, files: dict[str, str], tmp_path: Path
 ) -> None:
     strange = make_certificate(tmp_path / "strange")

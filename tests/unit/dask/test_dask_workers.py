@@ -201,7 +201,7 @@ def test_the_workers_own_limit_counts_unless_another_is_given(
     asyncio.run(run())
 
 
-def test_what_dask_shows_of_a_worker_is_told() -> None:
+def test_the_figures_dask_shows_of_a_worker_count_its_values() -> None:
     pytest.importorskip("prometheus_client")
 
     async def run() -> None:

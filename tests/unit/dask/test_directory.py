@@ -87,7 +87,7 @@ def test_a_shard_is_needed_until_others_have_what_it_has(replicas: int) -> None:
     asyncio.run(run())
 
 
-def test_what_only_the_lost_one_had_is_lost_and_nothing_else() -> None:
+def test_losing_a_shard_loses_only_stripes_that_no_other_held() -> None:
     store = made(["a", "b"], replicas=1)
     had = {number for number, stripe in store.stripes.items() if stripe.holders == ("a",)}
     assert had

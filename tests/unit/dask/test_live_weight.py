@@ -47,7 +47,7 @@ def test_a_value_that_was_set_often_pushes_no_other_out(data: WorkerData) -> Non
     assert data.fast.total_weight < MIB
 
 
-def test_what_is_deleted_weighs_nothing(data: WorkerData) -> None:
+def test_deleted_values_weigh_nothing(data: WorkerData) -> None:
     for number in range(3):
         data[number] = zeros(100 * KIB)
     weight = data.fast.total_weight

@@ -34,7 +34,7 @@ def limits(memory: Any = "auto", **given: Any) -> MemoryLimits:
     return MemoryLimits.make(memory, **options)
 
 
-def test_what_is_not_given_is_dask_s() -> None:
+def test_limits_that_are_not_given_are_dask_s() -> None:
     assert limits() == ("auto", None, 0.3, 0.6, 0.6, 0.7, None)
     assert limits(1000, live=0.25, compressed=0.5, disk=7) == (1000, 0.25, 0.5, 0.6, 0.6, 0.7, 7)
     with dask.config.set({SETTINGS + "target": False}):
@@ -85,7 +85,7 @@ def test_compressed_pages_give_way_only_where_the_process_is_too_large() -> None
     assert ValueRoom(limits(1000, compressed=0.2), None, None).compressed(0, pressed=True) == 200
 
 
-def test_the_process_is_asked_now_and_then_or_when_it_is_wanted() -> None:
+def test_process_memory_is_read_now_and_then_and_on_demand() -> None:
     asked = []
 
     def process() -> int:
@@ -139,7 +139,7 @@ def test_a_shard_s_pool_stays_below_dask_s_first_threshold() -> None:
             assert pool(worker(1000, 900), 0.6) == 600
 
 
-def test_what_other_shards_may_still_take_is_left_to_them() -> None:
+def test_a_pool_leaves_the_room_that_other_shards_may_still_take() -> None:
     def store(most: int | None, held: int) -> Any:
         return SimpleNamespace(max_pool_bytes=most, counters=SimpleNamespace(pool_total_size=held))
 

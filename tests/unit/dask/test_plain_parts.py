@@ -104,7 +104,7 @@ def test_a_segment_that_is_full_and_empty_is_closed(
         assert files.read(places[3]) == groups[3]
 
 
-def test_what_is_damaged_or_cut_off_is_none(tmp_path: Path) -> None:
+def test_damaged_or_truncated_buffers_read_as_none(tmp_path: Path) -> None:
     with RawFiles(str(tmp_path)) as files:
         first, second = files.write(buffers(BLOCK)), files.write(buffers(BLOCK))
         with first.segment.calls.enter() as storage:
@@ -114,9 +114,7 @@ def test_what_is_damaged_or_cut_off_is_none(tmp_path: Path) -> None:
         assert files.read(second) is None
 
 
-def test_what_cannot_be_written_takes_no_room(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_takes_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> int:
         raise OSError("the disk is full")
 

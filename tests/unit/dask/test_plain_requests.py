@@ -138,7 +138,7 @@ def test_stores_travel_one_message_at_a_time_of_a_mebibyte_at_most() -> None:
     asyncio.run(run())
 
 
-def test_what_nobody_waits_for_is_not_sent() -> None:
+def test_a_cancelled_store_is_not_sent() -> None:
     async def run() -> None:
         shard, worker = opened()
         store(shard, 0, 1)
@@ -167,7 +167,7 @@ def test_what_nobody_waits_for_is_not_sent() -> None:
         (failed(BatchzipError("the disk is full")), BatchzipError, "the disk is full"),
     ],
 )
-def test_whatever_a_shard_answers_those_who_wait_learn_it(
+def test_every_waiting_request_gets_the_shard_s_error(
     answer: Any, kind: type[Exception], text: str
 ) -> None:
     class Answering:

@@ -133,7 +133,7 @@ def test_workers_are_asked_in_whatever_form_they_answer() -> None:
     assert reasons["silent"] == f"{SILENT} in 5 s"
 
 
-def test_so_many_workers_are_asked_at_once_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_workers_asked_at_once_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_AT_ONCE", 3)
     at_once = most = 0
 
@@ -276,7 +276,7 @@ class AsyncThing(Thing):
         super().close()
 
 
-def test_what_ends_with_a_worker_is_closed_once_and_after_each_other(
+def test_an_ending_worker_closes_each_object_once_despite_errors(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     worker: Any = SimpleNamespace(extensions={"other": object()}, status=Status.running)

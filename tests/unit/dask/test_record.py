@@ -55,7 +55,7 @@ def test_a_record_is_a_set_of_indices(seed: int) -> None:
             assert (index in record) == (index in model)
 
 
-def test_what_is_forgotten_is_told_and_the_rest_stays() -> None:
+def test_forget_returns_the_forgotten_ranges_and_keeps_the_rest() -> None:
     record = Record()
     record.add(0, 3 * STRIPE)
     record.add(5 * STRIPE + 7, 1)

@@ -117,7 +117,7 @@ def test_a_folio_that_comes_twice_is_stored_once() -> None:
     asyncio.run(run())
 
 
-def test_what_was_undone_is_not_stored_when_it_comes_late() -> None:
+def test_a_folio_that_comes_after_its_undo_is_not_stored() -> None:
     pages = make_pages(1)
 
     async def run() -> None:
@@ -160,7 +160,7 @@ def test_a_rejected_folio_is_kept_in_none_of_its_runs_and_its_answer_stays() -> 
     asyncio.run(run())
 
 
-def test_other_epochs_are_stale_and_so_is_all_without_a_lease() -> None:
+def test_requests_of_other_epochs_or_without_a_lease_are_stale() -> None:
     pages = make_pages(1)
 
     async def run() -> None:

@@ -81,7 +81,7 @@ def after(callbacks: int, what: Callable[[], None]) -> None:
 
 @pytest.mark.parametrize("callbacks", range(8))
 @in_a_loop
-async def test_what_comes_while_an_answer_arrives_is_sent(callbacks: int) -> None:
+async def test_a_store_made_while_an_answer_arrives_is_sent(callbacks: int) -> None:
     client, worker = opened()
     first, others = store(client, 0), []
     await turns()

@@ -42,7 +42,7 @@ async def ended(waiting: asyncio.Task[None]) -> asyncio.Task[None]:
 
 
 @pytest.mark.slow
-def test_who_waits_is_told_that_the_client_was_closed() -> None:
+def test_closing_the_client_fails_the_tasks_that_wait() -> None:
     async def run() -> None:
         client = Client()
         waiting = await begun(client)
@@ -53,7 +53,7 @@ def test_who_waits_is_told_that_the_client_was_closed() -> None:
     asyncio.run(run())
 
 
-def test_who_is_cancelled_does_not_wait_for_a_closed_client() -> None:
+def test_a_cancelled_task_does_not_wait_for_a_closed_client() -> None:
     async def run() -> None:
         client = Client()
         waiting = await begun(client)

@@ -188,7 +188,7 @@ LINK = re.compile(
 
 
 @pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")), ids=lambda page: page.name)
-def test_what_a_page_of_the_repository_links_to_is_there(page: Path) -> None:
+def test_links_in_pages_of_the_repository_have_targets(page: Path) -> None:
     for found in LINK.findall(page.read_text()):
         target = next(filter(None, found))
         assert (ROOT / target).exists(), f"{page.name} links to {target}"

@@ -77,7 +77,7 @@ while :; do sleep 0.01; done
     [(72, 1, [(41, 0)]), (77, 1, [(41, 1)]), (72, 0, [])],
     ids=["begun", "crashed", "not begun"],
 )
-def test_what_a_stopped_fuzzer_did_counts(
+def test_the_work_of_a_stopped_fuzzer_counts(
     campaign: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -99,7 +99,7 @@ def test_what_a_stopped_fuzzer_did_counts(
     assert [(one["count"], one["wrong"]) for one in campaign.records()] == recorded
 
 
-def test_what_a_slice_found_stands_on_the_page(
+def test_the_page_reports_the_findings_of_each_slice(
     campaign: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = {

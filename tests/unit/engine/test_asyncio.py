@@ -256,7 +256,7 @@ def test_pages_larger_than_a_loop_should_restore_are_loaded_too(tmp_path: Path) 
         assert asyncio.run(store.aload(3)) == text(3, 1 << 16)
 
 
-def test_what_a_call_raises_comes_through(store: SwapStore) -> None:
+def test_awaited_calls_raise_the_errors_of_plain_ones(store: SwapStore) -> None:
     out = np.empty((2, PAGE), np.uint8)
     store.store(0, text(0))
     with pytest.raises(PageNotStored):

@@ -282,7 +282,7 @@ def test_single_pages_count_as_pages_of_no_batch(engine: Engine) -> None:
     assert found.errors == {-errno.EBADMSG: 1}
 
 
-def test_what_a_store_does_is_counted_single_pages_too(engine: Engine) -> None:
+def test_statistics_count_a_store_s_pages_including_single_ones(engine: Engine) -> None:
     pages = np.random.default_rng(1).integers(0, 6, (20, PAGE), np.uint8)
     with SwapStore(engine) as store:
         before = engine.statistics
@@ -299,7 +299,7 @@ def test_what_a_store_does_is_counted_single_pages_too(engine: Engine) -> None:
         assert engine.statistics.decompress.pages - loaded.decompress.pages == 20
 
 
-def test_what_is_given_up_counts_as_an_error_and_what_is_cancelled_not_at_all(
+def test_pages_given_up_count_as_errors_and_cancelled_ones_do_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with Engine("lz4", backend="workers", workers=1) as engine:

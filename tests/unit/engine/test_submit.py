@@ -106,7 +106,7 @@ def test_submit_returns_while_others_are_under_way(small: Engine, hold: Hold) ->
         check_compressed(small, request.wait(SLACK_S), pages)
 
 
-def test_where_there_is_no_room_it_says_so_at_once_or_in_time_and_begins_nothing(
+def test_submit_without_room_fails_at_once_or_on_time_and_begins_nothing(
     small: Engine, hold: Hold
 ) -> None:
     small.submit(CompressBatch(make_pages(100)))
@@ -125,7 +125,7 @@ def test_where_there_is_no_room_it_says_so_at_once_or_in_time_and_begins_nothing
 
 
 @pytest.mark.parametrize("timeout_s", [None, SLACK_S, 1e12, math.inf])
-def test_it_waits_for_room(small: Engine, hold: Hold, timeout_s: float | None) -> None:
+def test_submit_waits_for_room(small: Engine, hold: Hold, timeout_s: float | None) -> None:
     pages = make_pages(100)
     small.submit(CompressBatch(pages))
     requests: list[Request[CompressBatch]] = []
@@ -155,7 +155,7 @@ def test_a_batch_larger_than_all_the_room_is_taken_when_it_is_alone(
 # Order
 
 
-def test_who_floods_the_engine_delays_another_by_one_request_not_by_all(
+def test_a_flood_of_requests_delays_another_thread_by_one_only(
     engine: Engine, hold: Hold, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = hold.stop(engine)
@@ -247,7 +247,7 @@ def test_callbacks_of_two_engines_may_submit_to_each_other(
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError, SystemExit, KeyboardInterrupt, GeneratorExit])
-def test_whatever_a_callback_raises_the_others_are_called_and_the_engine_goes_on(
+def test_an_error_in_one_callback_stops_neither_the_others_nor_the_engine(
     small: Engine, hold: Hold, error: type[BaseException], caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(_: object) -> None:
@@ -385,7 +385,7 @@ def test_a_cancelled_task_leaves_what_was_taken_up(small: Engine, hold: Hold) ->
     check_compressed(small, asyncio.run(begin_and_cancel()).wait(0), pages)
 
 
-def test_the_room_of_a_cancelled_request_is_that_of_its_batch_then_whatever_it_is_now(
+def test_a_cancelled_request_frees_its_room_after_its_batch_was_refilled(
     small: Engine, hold: Hold
 ) -> None:
     batch = CompressBatch(make_pages(100))
@@ -401,9 +401,7 @@ def test_the_room_of_a_cancelled_request_is_that_of_its_batch_then_whatever_it_i
 # The end
 
 
-def test_close_finishes_what_is_queued_and_refuses_who_waits_for_room(
-    small: Engine, hold: Hold
-) -> None:
+def test_close_finishes_queued_requests_and_refuses_waiters(small: Engine, hold: Hold) -> None:
     pages = make_pages(100)
     request = small.submit(CompressBatch(pages))
     refused: list[BaseException] = []

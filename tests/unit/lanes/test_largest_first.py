@@ -59,7 +59,7 @@ def test_the_order_is_every_index_once_by_falling_size_and_else_as_given(
     assert list(order) == sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
 
 
-def test_what_compresses_keeps_its_order() -> None:
+def test_compress_batches_keep_their_order() -> None:
     assert CompressBatch(np.zeros((5, PAGE), np.uint8)).order() == range(5)
 
 

@@ -62,7 +62,7 @@ def full_queue() -> RequestQueue:
     return queue
 
 
-def test_who_waits_for_room_gets_it_in_the_order_of_coming() -> None:
+def test_waiters_get_room_first_come_first_served() -> None:
     queue = full_queue()
     first, second = Waiter(queue, 6), Waiter(queue, 1)
     queue.leave(5)  # enough for the second, who came later
@@ -77,7 +77,7 @@ def test_who_waits_for_room_gets_it_in_the_order_of_coming() -> None:
 
 
 @pytest.mark.slow
-def test_who_stops_waiting_lets_the_next_one_in() -> None:
+def test_a_waiter_that_times_out_lets_the_next_one_in() -> None:
     queue = full_queue()
     first, second = Waiter(queue, 6, timeout_s=0.3), Waiter(queue, 1)
     queue.leave(3)
@@ -99,7 +99,7 @@ def test_an_interrupt_while_waiting_leaves_no_ticket(monkeypatch: pytest.MonkeyP
     queue.put(make_request(ROOM), timeout_s=None, block=False)
 
 
-def test_closing_refuses_who_waits_and_who_comes_and_leaves_what_is_there() -> None:
+def test_closing_refuses_waiters_and_newcomers_and_keeps_what_is_queued() -> None:
     queue = full_queue()
     waiters = [Waiter(queue, 1), Waiter(queue, 20)]
     queue.close()
@@ -112,7 +112,7 @@ def test_closing_refuses_who_waits_and_who_comes_and_leaves_what_is_there() -> N
     assert queue.take() is None
 
 
-def test_what_is_larger_than_the_room_waits_until_it_is_alone() -> None:
+def test_a_request_larger_than_the_room_waits_until_it_is_alone() -> None:
     queue = RequestQueue(ROOM)
     queue.put(make_request(1), timeout_s=None, block=False)
     large = Waiter(queue, 5 * ROOM)
@@ -231,7 +231,7 @@ TestQueueAgainstAModel.settings = settings(
 )
 
 
-def test_what_is_put_while_expired_ones_are_taken_is_not_lost(
+def test_requests_put_while_expired_ones_are_taken_are_not_lost(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A finalizer or a signal handler may submit at any call."""

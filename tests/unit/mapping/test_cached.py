@@ -69,7 +69,7 @@ def test_a_key_of_ones_own_and_a_time_are_used(
         assert list(mapping) == ["a"]
 
 
-def test_what_a_function_raises_is_not_kept(zstd: SwapStore) -> None:
+def test_errors_of_the_function_are_not_cached(zstd: SwapStore) -> None:
     with CompressedMapping(zstd) as mapping:
 
         @cached(mapping)
@@ -144,7 +144,7 @@ def test_odd_arguments_of_cached_are_refused(zstd: SwapStore, options: dict[str,
         cached(options.pop("mapping", mapping), **options)
 
 
-def test_values_of_a_store_that_is_closed_are_not_there(zstd: SwapStore) -> None:
+def test_a_mapping_whose_group_was_dropped_refuses_calls(zstd: SwapStore) -> None:
     mapping = CompressedMapping(zstd)
     mapping["key"] = b"value"
     zstd.drop_group(mapping.group.name)

@@ -92,7 +92,7 @@ def test_other_keys_are_refused_and_nothing_is_stored(mapping: CompressedMapping
 
 
 @pytest.mark.parametrize("value", ["text", 5, None, np.arange(100)[::2]])
-def test_what_has_no_bytes_is_refused_and_the_key_keeps_what_it_had(
+def test_a_value_without_plain_bytes_is_refused_and_the_old_one_stays(
     mapping: CompressedMapping, value: object
 ) -> None:
     mapping["key"] = b"old"
@@ -180,7 +180,7 @@ def test_an_object_with_dumps_and_loads_serialises(store: SwapStore) -> None:
 
 
 @pytest.mark.parametrize("serializer", ["yaml", None, 5, object()])
-def test_what_is_no_serializer_is_refused(store: SwapStore, serializer: Any) -> None:
+def test_an_unknown_serializer_is_refused(store: SwapStore, serializer: Any) -> None:
     with pytest.raises(BadArgument, match=r"serializer must be 'arrow', 'bytes', .* or an object"):
         CompressedMapping(store, serializer=serializer)
     assert not store.groups

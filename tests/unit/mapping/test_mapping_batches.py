@@ -55,7 +55,7 @@ def test_a_batch_that_is_rejected_keeps_what_came_before(zstd: SwapStore) -> Non
         assert 90 < len(kept) <= 100
 
 
-def test_what_came_before_an_error_is_in(zstd: SwapStore) -> None:
+def test_items_before_an_error_are_stored(zstd: SwapStore) -> None:
     def items() -> Iterator[tuple[int, bytes]]:
         yield from ((number, row(number)) for number in range(100))
         raise ZeroDivisionError

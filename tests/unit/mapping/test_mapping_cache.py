@@ -99,7 +99,7 @@ def test_a_mapping_that_is_lost_takes_its_own_store_along() -> None:
     del mapping  # the check for leaks sees the rest
 
 
-def test_it_is_made_from_keys() -> None:
+def test_fromkeys_makes_a_mapping() -> None:
     with CompressedMapping.fromkeys(["a", 1, (2,)], b"value", max_bytes=MIB) as mapping:
         assert dict(mapping) == dict.fromkeys(["a", 1, (2,)], b"value")
         assert mapping.max_bytes == MIB
@@ -151,7 +151,7 @@ def test_a_full_mapping_says_what_to_do(zstd: SwapStore) -> None:
         mapping["again"] = b"value"
 
 
-def test_a_cache_forgets_what_was_not_used_for_longest(zstd: SwapStore) -> None:
+def test_a_cache_evicts_the_least_recently_used_values(zstd: SwapStore) -> None:
     with CompressedMapping(zstd, max_bytes=256 << 10, on_full="evict") as mapping:
         for number in range(2000):
             mapping[number] = noise(number, 1000)
@@ -168,7 +168,7 @@ def test_a_cache_forgets_what_was_not_used_for_longest(zstd: SwapStore) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("length", [900, 20_000, 70_000])
-def test_what_is_forgotten_is_told(zstd: SwapStore, length: int) -> None:
+def test_on_evict_gets_every_evicted_value(zstd: SwapStore, length: int) -> None:
     gone: dict[Any, bytes] = {}
 
     def note(key: Any, value: bytes) -> None:
@@ -187,7 +187,7 @@ def test_what_is_forgotten_is_told(zstd: SwapStore, length: int) -> None:
         assert mapping.stats().evictions >= len(gone)
 
 
-def test_what_a_callback_raises_goes_to_who_put_the_value_in(zstd: SwapStore) -> None:
+def test_an_error_of_on_evict_reaches_the_caller_who_put_the_value(zstd: SwapStore) -> None:
     def fail(*item: object) -> None:
         raise ZeroDivisionError(item)
 

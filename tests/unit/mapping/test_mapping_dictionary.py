@@ -73,7 +73,7 @@ def test_a_dictionary_is_learnt_again_when_values_change(zstd: SwapStore) -> Non
 
 
 @pytest.mark.parametrize("make", [noise, lambda _, size: bytes(size)])
-def test_what_teaches_nothing_is_kept_without_a_dictionary(
+def test_values_that_gain_nothing_are_kept_without_a_dictionary(
     zstd: SwapStore, make: Callable[[int, int], bytes]
 ) -> None:
     with CompressedMapping(zstd, dictionary="auto") as mapping:

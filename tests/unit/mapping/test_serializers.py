@@ -68,14 +68,14 @@ MSGPACK = st.recursive(
 @pytest.mark.slow
 @given(value=JSON)
 @settings(max_examples=60)
-def test_what_a_json_file_can_hold_comes_back(value: Any) -> None:
+def test_every_json_value_comes_back(value: Any) -> None:
     assert same(back(packer_of("json", PAGE), value), value)
 
 
 @pytest.mark.slow
 @given(value=MSGPACK)
 @settings(max_examples=60)
-def test_what_msgpack_can_hold_comes_back(value: Any) -> None:
+def test_every_msgpack_value_comes_back(value: Any) -> None:
     assert same(back(packer_of("msgpack", PAGE), value), value)
 
 
@@ -125,7 +125,7 @@ for _ in range(300):
     ],
     ids=lambda given: type(given).__name__ if not isinstance(given, str) else given,
 )
-def test_what_would_come_back_as_something_else_is_refused(
+def test_values_that_a_round_trip_would_change_are_refused(
     mapping: CompressedMapping, value: Any, why: str
 ) -> None:
     mapping["key"] = 1
@@ -148,7 +148,7 @@ def test_msgpack_refuses_numbers_that_json_takes(value: int) -> None:
         packer_of("msgpack", PAGE).pack([value])
 
 
-def test_what_is_as_deep_as_may_be_is_read_from_deep_in_the_stack() -> None:
+def test_the_deepest_allowed_value_is_read_from_deep_in_the_stack() -> None:
     value: Any = 0
     for _ in range(200):
         value = [value]

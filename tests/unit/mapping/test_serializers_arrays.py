@@ -131,7 +131,7 @@ def test_odd_arrays_and_scalars_come_back(store: SwapStore, value: Any) -> None:
 
 @pytest.mark.parametrize("length", [0, 1, 500, 511, 512, 513, 1024, 100_003])
 @pytest.mark.parametrize("order", ["C", "F", "KV"])
-def test_what_comes_back_is_the_callers_own(store: SwapStore, length: int, order: str) -> None:
+def test_returned_arrays_belong_to_the_caller(store: SwapStore, length: int, order: str) -> None:
     value = np.arange(length * 6.0).reshape(length, 2, 3)
     value = {"C": value, "F": np.asfortranarray(value), "KV": value.transpose(1, 0, 2)}[order]
     with CompressedMapping(store, serializer="numpy") as mapping:
@@ -171,7 +171,7 @@ def test_an_array_with_gaps_is_copied_once_and_in_c_order() -> None:
     assert back(PACKER, value).flags.c_contiguous
 
 
-def test_what_fits_a_page_is_one_part() -> None:
+def test_an_array_that_fits_a_page_is_one_part() -> None:
     head = len(PACKER.pack(np.zeros(0, np.uint8))[0])
     for size, parts in ((PAGE - head, 1), (PAGE - head + 1, 2)):
         assert len(PACKER.pack(np.zeros(size, np.uint8))) == parts
@@ -201,7 +201,9 @@ class Subclass(np.float64):
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_what_is_no_array_of_bytes_is_refused(store: SwapStore, value: Any, why: str) -> None:
+def test_unsupported_arrays_and_other_objects_are_refused(
+    store: SwapStore, value: Any, why: str
+) -> None:
     with CompressedMapping(store, serializer="numpy") as mapping:
         mapping["key"] = np.arange(3)
         with pytest.raises(NotStorable, match=f"serializer='numpy' takes NumPy's .*{why}"):

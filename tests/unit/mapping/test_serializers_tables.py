@@ -138,7 +138,7 @@ def test_a_slice_takes_only_its_rows() -> None:
     [[1], {"a": [1]}, pa.array([1]), pa.chunked_array([[1]]), pd.DataFrame({"a": [1]})],
     ids=lambda value: type(value).__name__,
 )
-def test_what_is_no_table_is_refused(store: SwapStore, value: Any) -> None:
+def test_objects_other_than_arrow_tables_are_refused(store: SwapStore, value: Any) -> None:
     with CompressedMapping(store, serializer="arrow") as mapping:
         mapping["key"] = pa.table({"a": [1]})
         why = f"takes pyarrow's Table and RecordBatch, not {type(value).__name__}"

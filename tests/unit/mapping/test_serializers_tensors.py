@@ -107,7 +107,9 @@ def test_large_data_is_not_copied_on_its_way_in(value: Any) -> None:
     ],
     ids=["array", "list", "parameter", "gradient", "result", "sparse", "quantized", "65-d", "meta"],
 )
-def test_what_is_no_dense_tensor_is_refused(store: SwapStore, value: Any, why: str) -> None:
+def test_objects_other_than_dense_cpu_tensors_are_refused(
+    store: SwapStore, value: Any, why: str
+) -> None:
     with CompressedMapping(store, serializer="torch") as mapping:
         mapping["key"] = torch.ones(3)
         with pytest.raises(

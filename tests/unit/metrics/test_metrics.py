@@ -71,7 +71,7 @@ def store(tmp_path: Path) -> Iterator[SwapStore]:
         yield store
 
 
-def test_what_is_scraped_over_http_is_what_the_store_says(store: SwapStore) -> None:
+def test_metrics_scraped_over_http_match_the_store(store: SwapStore) -> None:
     store.store(0, make_pages(100))
     store.store(200, np.zeros((5, 4096), np.uint8))
     tiles = store.group("tiles", max_bytes=50_000)
@@ -134,7 +134,7 @@ def test_names_and_units_are_those_of_prometheus(store: SwapStore) -> None:
             assert not family.name.endswith(f"_{unit}")
 
 
-def test_the_class_table_is_there_where_it_is_wanted(store: SwapStore) -> None:
+def test_the_class_table_is_exported_only_on_request(store: SwapStore) -> None:
     store.store(0, make_pages(50))
     registry = CollectorRegistry()
     registry.register(collector(store, classes=True))

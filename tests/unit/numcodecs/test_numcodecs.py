@@ -395,7 +395,7 @@ def test_numbers_of_numpy_stand_in_the_metadata_as_plain_ones(kind: Callable[[An
     ],
 )
 @pytest.mark.parametrize("codec", [Batchzip, BatchzipCodec])
-def test_what_cannot_stand_in_metadata_is_refused_at_once(codec: Any, config: Any) -> None:
+def test_settings_that_metadata_cannot_hold_are_refused_at_once(codec: Any, config: Any) -> None:
     with pytest.raises((BatchzipError, TypeError)):
         codec(**config)
 

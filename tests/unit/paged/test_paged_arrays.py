@@ -51,7 +51,7 @@ def test_an_array_is_as_numpys_zeros(memory: PagedMemory, shape: Any, dtype: Any
 
 
 @needs_faults
-def test_what_is_written_is_read_whatever_is_evicted_between(memory: PagedMemory) -> None:
+def test_written_data_survives_eviction(memory: PagedMemory) -> None:
     array = memory.array(SIZE // 8)
     expected = np.random.default_rng(3).integers(0, 99, len(array)).astype("f8")
     array[:] = expected
@@ -108,7 +108,7 @@ def test_arrays_of_objects_are_refused(memory: PagedMemory, dtype: Any) -> None:
     ("shape", "dtype"),
     [(-1, "f8"), ((3, -2), "f8"), (2.5, "f8"), ("ab", "f8"), (None, "f8"), (3, "nope"), (3, 7)],
 )
-def test_what_is_no_shape_or_type_is_refused(memory: PagedMemory, shape: Any, dtype: Any) -> None:
+def test_an_invalid_shape_or_type_is_refused(memory: PagedMemory, shape: Any, dtype: Any) -> None:
     with pytest.raises(BadArgument):
         memory.array(shape, dtype)
 

@@ -37,7 +37,7 @@ PAGE_SIZES = [4096 << shift for shift in range(5)]
 
 @pytest.mark.parametrize("page_size", PAGE_SIZES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_evicted_comes_back(kind: str, page_size: int) -> None:
+def test_evicted_pages_of_any_content_come_back(kind: str, page_size: int) -> None:
     with opened(page_size=page_size, pages=24, budget=6) as region:
         data = content(kind, 3, 20 * page_size)
         array = filled(region, data)
@@ -116,7 +116,7 @@ def test_the_budget_is_kept_while_much_more_is_touched(region: Region) -> None:
     assert region.figures["lost_pages"] == 0
 
 
-def test_with_a_budget_of_two_pages() -> None:
+def test_a_budget_of_two_pages_is_enough() -> None:
     with opened(budget=2, pages=64) as region:
         data = mixed(60)
         array = filled(region, data)

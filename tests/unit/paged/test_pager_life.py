@@ -55,7 +55,7 @@ def test_memory_that_was_given_back_is_empty_when_it_is_had_again(region: Region
     assert len(region.group) == 0
 
 
-def test_what_does_not_fit_is_refused_and_what_is_freed_fits_again(region: Region) -> None:
+def test_an_array_too_large_is_refused_and_freed_pages_are_used_again(region: Region) -> None:
     with pytest.raises(MemoryError):
         region.array(257 * SIZE)
     arrays = [filled(region, noisy(32, seed)) for seed in range(8)]
@@ -164,7 +164,7 @@ def test_arrays_hold_the_pager_that_nobody_else_holds() -> None:
 # Figures.
 
 
-def test_figures_count_what_there_was(region: Region) -> None:
+def test_figures_count_pages_and_faults(region: Region) -> None:
     array = filled(region, mixed(200))
     figures = region.figures
     assert figures["pages"] == region.pager.pages == 256
@@ -194,7 +194,7 @@ def test_nobody_waits_for_an_event_longer_than_told(region: Region) -> None:
 # Ends.
 
 
-def test_close_says_how_many_arrays_are_left_and_is_told_to_who_waits() -> None:
+def test_close_returns_the_count_of_live_arrays_and_wakes_waiters() -> None:
     with opened() as region:
         arrays = [filled(region, noisy(10)) for _ in range(3)]
         events: list[int] = []

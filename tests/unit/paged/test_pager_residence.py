@@ -72,7 +72,7 @@ def test_the_kernels_tracking_of_writes_is_used_where_it_has_it(region: Region) 
     assert region.pager.tracks_writes == (features & CLEAN_PAGES == CLEAN_PAGES)
 
 
-def test_what_is_about_to_leave_gets_a_second_chance() -> None:
+def test_pages_about_to_be_evicted_get_a_second_chance() -> None:
     with opened(pages=1400, budget=1024) as region:
         data = noisy(1280)
         array = filled(region, data)
@@ -106,7 +106,7 @@ def test_pages_in_use_stay_though_all_others_go_through_memory() -> None:
         assert region.figures["restored_pages"] < 320
 
 
-def test_what_is_prefetched_needs_no_fault(region: Region) -> None:
+def test_prefetched_pages_need_no_fault(region: Region) -> None:
     data = noisy(20)
     array = filled(region, data)
     region.evict_all()

@@ -35,7 +35,7 @@ KEPT = 33 * PAGE
 
 
 @pytest.mark.parametrize("page_size", PAGE_SIZES)
-def test_what_is_put_comes_out(page_size: int) -> None:
+def test_objects_come_back_as_they_were_put(page_size: int) -> None:
     sizes = {1, 2, 31, 32, 33, page_size // 3, page_size // 2 + 1, page_size - 1, page_size}
     data = [content(size, size) for size in sizes]
     with Pool(page_size=page_size) as pool:
@@ -92,7 +92,7 @@ def test_any_contiguous_buffer_will_do(pool: Pool, kind: Any) -> None:
 @pytest.mark.parametrize(
     "wrong", [b"", bytes(4097), 7, None, "text", np.zeros((4, 6), np.uint8)[:, :3]]
 )
-def test_what_cannot_be_an_object_is_refused_and_changes_nothing(pool: Pool, wrong: Any) -> None:
+def test_an_invalid_object_is_refused_and_changes_nothing(pool: Pool, wrong: Any) -> None:
     live = with_holes(pool)
     before = figures(pool)
     for call in (

@@ -147,7 +147,7 @@ def test_where_the_pagemap_ends_whole_mappings_are_taken(process: Process, entri
 @pytest.mark.parametrize(
     "vanished", [(), (10,), (12, 13), (29,), (19, 20, 21), (10, 11, 15, 28, 29)]
 )
-def test_what_vanishes_is_left_out_and_the_rest_is_packed(
+def test_vanished_pages_are_left_out_and_the_rest_are_packed(
     process: Process, page_size: int, chunk_pages: int, vanished: tuple[int, ...]
 ) -> None:
     process.map(10, 20)

@@ -135,7 +135,7 @@ def test_buffers_of_the_standard_library_are_stored(store: SwapStore) -> None:
     ],
     ids=["list", "int", "str", "objects", "device"],
 )
-def test_what_cannot_be_stored_says_why_and_drops_nothing(
+def test_an_object_that_is_refused_says_why_and_drops_nothing(
     store: SwapStore, given_: object, said: str
 ) -> None:
     stored = store_array(store, 0, np.arange(2000))

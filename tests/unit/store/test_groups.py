@@ -49,13 +49,13 @@ def test_a_group_is_made_once_and_found_by_its_name(store: SwapStore) -> None:
 
 
 @pytest.mark.parametrize("name", ["", None, 7, b"one"])
-def test_what_is_no_name_is_refused(store: SwapStore, name: Any) -> None:
+def test_an_invalid_group_name_is_refused(store: SwapStore, name: Any) -> None:
     with pytest.raises(BadArgument, match="name"):
         store.group(name)
 
 
 @pytest.mark.parametrize("limit", [-1, 1.5, "64M", True])
-def test_what_is_no_limit_is_refused(store: SwapStore, limit: Any) -> None:
+def test_an_invalid_group_limit_is_refused(store: SwapStore, limit: Any) -> None:
     with pytest.raises(BadArgument, match="max_bytes"):
         store.group("one", max_bytes=limit)
     group = store.group("two", max_bytes=5)
@@ -212,7 +212,7 @@ def test_a_dropped_group_is_gone_with_its_pages_and_the_others_stay(store: SwapS
         assert group.load_many(range(3)).tobytes() == noise(0) + text(1) + ZEROS
 
 
-def test_what_a_store_has_counted_does_not_go_with_a_group(store: SwapStore) -> None:
+def test_a_store_keeps_its_counts_of_events_when_a_group_is_dropped(store: SwapStore) -> None:
     group = store.group("one", max_bytes=0)
     group.store(0, [noise(0), text(1)])
     group.max_bytes = None
@@ -240,7 +240,9 @@ def test_a_group_that_is_closed_is_dropped(store: SwapStore) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "no such group", None, 7])
-def test_what_is_no_group_cannot_be_dropped(store: SwapStore, name: Any) -> None:
+def test_drop_group_refuses_unknown_names_and_the_default_group(
+    store: SwapStore, name: Any
+) -> None:
     store.store(0, text(0))
     with pytest.raises(BadArgument):
         store.drop_group(name)

@@ -77,7 +77,7 @@ def test_one_call_in_64_is_timed(store: SwapStore) -> None:
     assert store.latencies["get"].count == store.latencies["put"].count == 0
 
 
-def test_what_comes_at_regular_intervals_is_met_as_often_as_it_is_there(store: SwapStore) -> None:
+def test_timing_samples_periodic_calls_evenly(store: SwapStore) -> None:
     start = store._entries.start
     met = Counter(number % EVERY for number in range(2000 * EVERY) if start(LOAD))
     assert len(met) == EVERY
@@ -102,7 +102,7 @@ def test_folios_are_timed_as_a_whole_and_batches_of_loads_are_not(store: SwapSto
     assert store.latencies["load"].count == 0
 
 
-def test_what_fails_is_not_counted(store: SwapStore) -> None:
+def test_failed_calls_are_not_timed(store: SwapStore) -> None:
     for _ in range(SOME):
         with pytest.raises(PageNotStored):
             store.load(7)
@@ -171,7 +171,7 @@ def test_batches_of_values_are_not_timed(store: SwapStore) -> None:
 # What is told
 
 
-def test_each_group_has_its_own_and_the_store_all_of_them(store: SwapStore) -> None:
+def test_each_group_has_latencies_and_the_store_adds_them_up(store: SwapStore) -> None:
     groups = [store, store.group("a"), store.group("b")]
     for times, group in enumerate(groups, start=1):
         group.store(0, make_pages(1))
@@ -236,7 +236,7 @@ def test_quantiles_are_those_that_prometheus_computes() -> None:
     assert found.mean_s == 1.0
 
 
-def test_a_difference_is_what_came_since_and_all_of_a_group_that_is_new() -> None:
+def test_a_difference_has_the_calls_since_or_all_of_a_new_group() -> None:
     before, now = histogram(b1=3, b7=2), histogram(b1=3, b7=5, b8=1)
     assert now - before == histogram(b7=3, b8=1)
     assert before + histogram(b7=3, b8=1) == now

@@ -152,12 +152,12 @@ def test_a_folio_of_any_length_lies_anywhere(engine: Engine, start: int, count: 
         assert_nothing_is_stored(store)
 
 
-def test_a_store_is_true_however_empty(store: SwapStore) -> None:
+def test_an_empty_store_is_true(store: SwapStore) -> None:
     assert store
     assert len(store) == 0
 
 
-def test_what_is_overwritten_is_freed(store: SwapStore) -> None:
+def test_overwritten_pages_are_freed(store: SwapStore) -> None:
     for seed in range(20):
         store.store(0, [noise(seed), text(seed), word(seed)])
         assert store.load_many([2, 1, 0]).tobytes() == word(seed) + text(seed) + noise(seed)

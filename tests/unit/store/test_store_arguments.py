@@ -23,7 +23,7 @@ from batchzip.store.hysteresis import Hysteresis
 
 
 @pytest.mark.parametrize("index", [-1, MAX_INDEX + 1, 1 << 64, 1.0, 1.5, "1", None, b"1"])
-def test_what_is_no_index_is_refused_and_changes_nothing(store: SwapStore, index: Any) -> None:
+def test_an_invalid_index_is_refused_and_changes_nothing(store: SwapStore, index: Any) -> None:
     store.store(0, [text(0), text(1)])
     before = store.counters
     with pytest.raises(BadArgument):
@@ -86,7 +86,7 @@ def test_numpy_integers_are_indices_as_any_other(store: SwapStore, dtype: Any) -
     [[0.0], ["0"], [None], [[0]], np.zeros(1), np.zeros((1, 1), np.int64)],
     ids=["float", "text", "None", "nested", "floats", "2-D"],
 )
-def test_load_many_refuses_what_are_no_indices(store: SwapStore, indices: Any) -> None:
+def test_load_many_refuses_invalid_indices(store: SwapStore, indices: Any) -> None:
     store.store(0, text(1))
     with pytest.raises(BadArgument):
         store.load_many(indices)
@@ -115,7 +115,7 @@ BAD_PAGES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("kind", BAD_PAGES)
-def test_what_are_no_pages_is_refused_and_changes_nothing(store: SwapStore, kind: str) -> None:
+def test_invalid_pages_are_refused_and_change_nothing(store: SwapStore, kind: str) -> None:
     store.store(0, [text(0), text(1)])
     before = store.counters
     with pytest.raises(BadBatch):
@@ -213,7 +213,7 @@ def test_closing_gives_the_memory_back_and_leaves_the_engine_open(engine: Engine
     assert engine.decompress_page(engine.compress_page(text(2))) == text(2)
 
 
-def test_what_is_stored_outlives_its_engine_and_nothing_new_is_taken_without_one() -> None:
+def test_stored_pages_outlive_the_engine_and_new_ones_are_refused() -> None:
     engine = Engine("lz4", backend="sequential")
     with SwapStore(engine) as store:
         store.store(0, [text(0), ZEROS])

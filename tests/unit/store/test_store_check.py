@@ -66,7 +66,7 @@ def test_damage_is_named_by_group_and_index_wherever_it_is(
     store.check_invariants()
 
 
-def test_looking_is_no_use_and_counts_nothing(store: SwapStore) -> None:
+def test_check_counts_nothing_and_is_no_use_of_a_page(store: SwapStore) -> None:
     for index in (3, 2, 1, 0):
         store.store(index, text(index))
     flip(store, 1)
@@ -78,7 +78,7 @@ def test_looking_is_no_use_and_counts_nothing(store: SwapStore) -> None:
 
 
 @pytest.mark.parametrize("times", [1, 3, float("inf")])
-def test_what_the_file_does_not_give_is_unreadable_and_hides_nothing_else(
+def test_check_reports_pages_the_file_cannot_read_and_hides_no_others(
     store: SwapStore, file: FaultyFile, times: float
 ) -> None:
     store.store(0, [text(number) for number in range(8)])
@@ -109,7 +109,7 @@ def test_a_page_that_cannot_be_read_is_an_error_of_its_own(
 
 
 @pytest.mark.slow
-def test_what_changes_meanwhile_is_no_damage(store: SwapStore) -> None:
+def test_check_finds_no_damage_in_pages_that_change_meanwhile(store: SwapStore) -> None:
     store.store(0, [text(number) for number in range(300)])
     stop = threading.Event()
     reports: list[StoreReport] = []

@@ -149,7 +149,7 @@ def _with_frames_left(left: int, call: Callable[[], object]) -> None:
 
 
 @pytest.mark.slow
-def test_what_recursion_ends_is_whole_or_has_not_been(store: SwapStore) -> None:
+def test_a_call_that_recursion_ends_is_done_or_not_begun(store: SwapStore) -> None:
     """zict#29: an exception between two changes left a mapping that could not be used any more."""
     pages = [noise(number) for number in range(5)]
     array = np.arange(3000)

@@ -76,7 +76,7 @@ def worker_pages(engine: Engine) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page_size", [512, 4096, 65536, 2 << 20])
-def test_whatever_part_of_a_batch_lies_in_the_arena_comes_back(page_size: int) -> None:
+def test_batches_wholly_or_partly_in_the_arena_come_back(page_size: int) -> None:
     count = {512: 1000, 4096: 300, 65536: 40, 2 << 20: 5}[page_size]
     pages = make_pages(count, page_size=page_size)
     with make_engine(page_size, workers=2) as engine:
@@ -369,7 +369,7 @@ def test_an_array_that_cannot_be_had_leaves_nothing_held_and_the_arena_usable(
 # Location
 
 
-def test_where_an_array_lies_is_told_of_views_and_of_nothing_else() -> None:
+def test_locate_finds_arrays_of_the_arena_and_their_views_only() -> None:
     arena = Arena()
     assert arena.locate(np.zeros((3, 4), np.uint8)) == -1
     first, second = arena.array(3, 1000), arena.array(2, 5000)
@@ -408,7 +408,7 @@ def test_an_array_that_has_the_id_of_one_that_is_gone_is_not_taken_for_it() -> N
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_forked_childs_end_of_its_copies_frees_nothing_and_its_writes_are_seen(
+def test_a_forked_child_frees_no_memory_and_its_writes_are_seen(
     engine: Engine,
 ) -> None:
     arena = arena_of(engine)
@@ -485,7 +485,7 @@ def test_an_interrupt_at_any_line_loses_no_range_and_no_memory() -> None:
 
 
 @pytest.mark.slow
-def test_what_a_forked_child_loses_is_the_parents() -> None:
+def test_arrays_dropped_in_a_forked_child_stay_with_the_parent() -> None:
     arena = Arena()
     array = arena.array(10, PAGE)
     array[:] = 7

@@ -93,7 +93,7 @@ def test_a_machine_without_control_groups_has_no_quota(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError, PermissionError, ValueError, IndexError])
-def test_what_cannot_be_read_limits_nothing(
+def test_an_unreadable_quota_limits_nothing(
     error: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail() -> int:

@@ -279,7 +279,7 @@ def lose_what_could_not_be_made(engine: Engine, folder: Path) -> None:
         lose_what_could_not_be_made,
     ],
 )
-def test_what_is_lost_leaves_no_descriptor(
+def test_objects_lost_without_a_close_leave_no_descriptor(
     lose: Callable[[Engine, Path], None], engine: Engine, tmp_path: Path
 ) -> None:
     """The check that each test has finds threads, processes and mappings, too."""

@@ -319,7 +319,7 @@ for where in (late.share(), address, early.share()):
 
 @pytest.mark.slow
 @needs_root
-def test_who_gave_up_root_is_attached_to_or_one_hears_why_not() -> None:
+def test_a_process_that_gave_up_root_is_attached_to_or_says_why_not() -> None:
     done = run_python("-W", "ignore::DeprecationWarning", "-c", OWNER)  # it forks beside threads
     assert (done.returncode, done.stderr) == (0, "")
     hidden, page, shared, early = done.stdout.splitlines()

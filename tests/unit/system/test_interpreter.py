@@ -75,7 +75,7 @@ def test_an_application_with_python_in_it_is_not_begun_once_more(tmp_path: Path)
         ("FOLDER/mayapy", None),
     ],
 )
-def test_what_can_be_started_as_python(
+def test_only_executables_that_are_python_are_started(
     executable: object, reason: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "python").touch(0o600)

@@ -159,13 +159,13 @@ def test_an_engine_that_is_not_closed_is_caught_with_all_it_has() -> None:
 
 
 @pytest.mark.slow
-def test_what_is_about_to_end_is_waited_for() -> None:
+def test_the_check_waits_for_threads_that_are_about_to_end() -> None:
     with LeakCheck():
         threading.Timer(0.1, lambda: None).start()
 
 
 @pytest.mark.slow
-def test_what_only_a_collection_frees_is_collected() -> None:
+def test_the_check_collects_garbage_first() -> None:
     class Cycle:
         def __init__(self) -> None:
             self.me = self
@@ -176,7 +176,7 @@ def test_what_only_a_collection_frees_is_collected() -> None:
 
 
 @pytest.mark.slow
-def test_what_was_there_before_and_what_is_cleaned_up_is_no_leak(tmp_path: Path) -> None:
+def test_objects_from_before_and_objects_cleaned_up_are_no_leak(tmp_path: Path) -> None:
     def open_and_close() -> None:
         with Segment(4096), (tmp_path / "file").open("w"):
             subprocess.run([sys.executable, "-S", "-c", ""], check=True)

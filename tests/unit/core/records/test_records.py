@@ -54,7 +54,7 @@ def test_a_key_comes_back_as_it_was(key: Any) -> None:
 
 @given(one=PLAIN, other=PLAIN)
 @settings(suppress_health_check=[HealthCheck.too_slow])
-def test_keys_are_one_if_a_dict_has_them_as_one(one: Any, other: Any) -> None:
+def test_keys_are_equal_exactly_where_a_dict_says_so(one: Any, other: Any) -> None:
     with Engine("lz4", backend="sequential") as engine, SwapStore(engine) as store:
         made = records_in(store)
         made.put(one, b"value")
@@ -86,7 +86,7 @@ def test_other_keys_are_left_to_the_mapping(values: Records, key: Any) -> None:
         values.put(key, b"value")
 
 
-def test_tuples_in_tuples_have_an_end(values: Records) -> None:
+def test_a_key_of_tuples_nested_too_deep_is_refused(values: Records) -> None:
     key: Any = ()
     for _ in range(2000):
         key = (key,)
@@ -141,7 +141,7 @@ def test_values_of_any_length_come_back(
         assert made.fault() is None
 
 
-def test_what_is_too_long_for_one_call_belongs_on_pages(values: Records) -> None:
+def test_a_value_too_long_for_one_call_is_refused_with_advice(values: Records) -> None:
     assert values.most_bytes == MOST
     with pytest.raises(ValueError, match="store it as pages"):
         values.put("key", bytes(MOST + 1))
@@ -150,7 +150,7 @@ def test_what_is_too_long_for_one_call_belongs_on_pages(values: Records) -> None
     assert values.keys() == []
 
 
-def test_what_takes_less_room_compressed_is_compressed(values: Records) -> None:
+def test_values_are_compressed_where_that_saves_room(values: Records) -> None:
     values.put("text", text(1))
     values.put("noise", noise(1))
     values.put("short", b"abc")

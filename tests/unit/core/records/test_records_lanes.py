@@ -93,7 +93,7 @@ def test_a_limit_holds_with_lanes(lanes: tuple[SwapStore, Records, tuple[Ring, .
     assert made.get_many(keys, rings=rings) == values
 
 
-def test_what_fails_in_a_batch_fails_with_lanes_too(
+def test_errors_in_a_batch_are_raised_with_lanes_too(
     lanes: tuple[SwapStore, Records, tuple[Ring, ...]],
 ) -> None:
     store, made, rings = lanes

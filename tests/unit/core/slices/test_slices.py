@@ -104,14 +104,14 @@ def test_shuffled_values_above_a_page_come_back(shuffle: Any) -> None:
         assert figures(mapping)[2] == 0
 
 
-def test_what_repeats_itself_far_apart_is_found(mapping: CompressedMapping) -> None:
+def test_repetitions_far_apart_in_a_value_are_compressed(mapping: CompressedMapping) -> None:
     value = noise(1, PAGE) * 4
     mapping["key"] = value
     assert mapping.cbytes < PAGE + 200
     assert mapping["key"] == value
 
 
-def test_what_fits_an_object_once_compressed_has_no_slices(mapping: CompressedMapping) -> None:
+def test_a_value_that_fits_one_object_compressed_has_no_slices(mapping: CompressedMapping) -> None:
     mapping["text"], mapping["noise"] = text(1, 30_000), noise(1, 10_000)
     assert figures(mapping) == (1, 1, 0, 3)
     counters = mapping.group.counters

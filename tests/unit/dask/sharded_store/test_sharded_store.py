@@ -83,7 +83,7 @@ def test_counters_are_those_of_all_shards_together(store: ShardedStore) -> None:
     assert sum(shard.page_loads for shard in store.shards) == 100
 
 
-def test_what_is_invalidated_stored_again_or_absent_is_told_apart(store: ShardedStore) -> None:
+def test_invalidated_overwritten_and_absent_pages_are_told_apart(store: ShardedStore) -> None:
     pages = make_pages(2 * STRIPE)
     store.store(0, pages)
     assert store.invalidate(STRIPE - 2, 5) == 5
@@ -188,7 +188,9 @@ def test_a_cluster_without_workers_is_said_so() -> None:
     st.lists(st.tuples(st.booleans(), st.integers(0, 3 * STRIPE), st.integers(1, 2 * STRIPE))),
     st.integers(1, 3),
 )
-def test_the_record_names_what_a_set_would(steps: list[tuple[bool, int, int]], shards: int) -> None:
+def test_a_record_agrees_with_a_set_of_indices(
+    steps: list[tuple[bool, int, int]], shards: int
+) -> None:
     record = Record()
     model: set[int] = set()
     for adds, first, count in steps:

@@ -53,7 +53,7 @@ def test_a_value_that_replaces_a_compressed_one_counts_alone(data: WorkerData) -
     assert data.spilled_total.memory == 0
 
 
-def test_what_does_not_fit_compressed_goes_to_disk_and_comes_back(data: WorkerData) -> None:
+def test_values_beyond_the_pool_go_to_disk_and_come_back(data: WorkerData) -> None:
     for number in range(20):
         data[str(number)] = some_noise(number)
     assert data.counters.pool_total_size <= MIB
@@ -92,7 +92,7 @@ def test_any_value_of_any_key_that_dask_has_comes_back(
         assert restored.flags.writeable
 
 
-def test_what_only_cloudpickle_pickles_is_taken_too(data: WorkerData) -> None:
+def test_values_that_only_cloudpickle_pickles_are_taken_too(data: WorkerData) -> None:
     data["f"] = lambda number: number + 1
     assert data.evict() >= 0
     restored: Any = data["f"]
@@ -105,7 +105,7 @@ def test_a_value_that_is_in_use_is_not_made_a_second_time(data: WorkerData) -> N
     assert data["a"] is used
 
 
-def test_what_cannot_be_serialised_stays_live_and_is_said_once(
+def test_an_unpicklable_value_stays_live_and_is_logged_once(
     data: WorkerData, caplog: pytest.LogCaptureFixture
 ) -> None:
     value = data["lock"] = threading.Lock()
@@ -206,7 +206,7 @@ _STEPS = st.lists(
 @pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(_STEPS)
-def test_it_is_a_dictionary_whatever_is_live_compressed_or_on_disk(
+def test_worker_data_acts_as_a_dict_wherever_its_values_are(
     steps: list[tuple[str, Any, int]],
 ) -> None:
     data = WorkerData("/tmp", memory_limit=600_000)

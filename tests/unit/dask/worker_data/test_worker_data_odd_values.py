@@ -75,7 +75,7 @@ class Unpicklable:
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_what_cannot_be_pickled_keeps_no_other_value_live(
+def test_unpicklable_values_keep_no_other_value_live(
     data: WorkerData, caplog: pytest.LogCaptureFixture, error: BaseException, said: str
 ) -> None:
     bad = {f"bad {number}": Unpicklable(error) for number in range(3)}

@@ -121,7 +121,7 @@ def test_a_value_that_changes_while_it_is_written_is_no_damage(
 
 
 @pytest.mark.parametrize("make", [counts, noise])
-def test_what_was_kept_of_a_value_goes_with_it(data: WorkerData, make: object) -> None:
+def test_kept_copies_go_with_their_value(data: WorkerData, make: object) -> None:
     assert callable(make)
     data["a"] = make(1)
     data.evict()
@@ -138,7 +138,7 @@ def test_what_was_kept_of_a_value_goes_with_it(data: WorkerData, make: object) -
 
 
 @pytest.mark.slow
-def test_what_was_kept_makes_room_before_anything_goes_to_disk(data: WorkerData) -> None:
+def test_kept_copies_make_room_before_anything_goes_to_disk(data: WorkerData) -> None:
     size = 3 * MIB
     for number in range(4):
         data[number] = text(number, size)

@@ -69,7 +69,7 @@ def target(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
         yield TARGETS[request.param](stack, tmp_path)
 
 
-def test_what_was_written_is_read_back_in_the_order_asked_for(target: Any) -> None:
+def test_objects_are_read_back_in_the_order_asked_for(target: Any) -> None:
     with BackingFile(target, page_size=PAGE) as file:
         first, second = objects(1000, 1), objects(1, 2)
         positions = np.concatenate([write(file, first), write(file, second)])
@@ -195,7 +195,9 @@ def test_the_limit_counts_what_is_held_and_may_be_moved() -> None:
 
 @pytest.mark.parametrize("mask", [0, 0o777])
 @pytest.mark.parametrize("name", ["swap", "."])
-def test_what_is_made_here_is_private_and_has_no_name(tmp_path: Path, name: str, mask: int) -> None:
+def test_a_new_backing_file_is_private_and_has_no_name(
+    tmp_path: Path, name: str, mask: int
+) -> None:
     before = os.umask(mask)
     try:
         file = BackingFile(tmp_path / name, page_size=PAGE)
@@ -269,7 +271,7 @@ def killed_owner_of(path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_a_killed_owner_left_is_taken_over(tmp_path: Path) -> None:
+def test_a_file_left_by_a_killed_owner_is_taken_over(tmp_path: Path) -> None:
     path = empty_file(tmp_path / "swap")
     killed_owner_of(path)
     assert path.stat().st_size > 2 * MIB
@@ -306,7 +308,7 @@ def test_errors_of_opening_keep_their_number_and_name_the_path(tmp_path: Path) -
         BackingFile(tmp_path / "dangling", page_size=PAGE)
 
 
-def test_what_cannot_be_a_backing_file_is_refused(tmp_path: Path) -> None:
+def test_an_invalid_backing_file_is_refused(tmp_path: Path) -> None:
     own = tmp_path / "own"
     own.write_bytes(b"x")
     os.mkfifo(tmp_path / "pipe")
@@ -416,7 +418,7 @@ def test_a_descriptor_that_a_child_still_has_locks_nobody_out(tmp_path: Path) ->
     os.close(held)
 
 
-def test_what_a_file_object_still_holds_is_written_before_any_page(tmp_path: Path) -> None:
+def test_a_file_object_s_buffer_is_flushed_before_any_page_is_written(tmp_path: Path) -> None:
     with (tmp_path / "own").open("w+b") as own:
         own.write(b"held in a buffer")
         storage = open_storage(own)

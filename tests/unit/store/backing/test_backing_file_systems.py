@@ -251,7 +251,7 @@ def as_nobody(work: Callable[[], object]) -> None:
     in_forked_child(dropped)
 
 
-def test_what_a_user_may_not_do_is_said(stack: ExitStack) -> None:
+def test_a_permission_error_names_the_path(stack: ExitStack) -> None:
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir="/dev/shm")))
     there = made(Path.touch, folder / "there")
     folder.chmod(0o755)
@@ -286,7 +286,7 @@ def test_a_descriptor_that_cannot_be_opened_again_is_duplicated(
 # What others do to the file.
 
 
-def test_a_file_that_somebody_cuts_loses_only_what_was_there(
+def test_a_truncated_file_loses_only_the_pages_that_were_cut_off(
     engine: Engine, tmp_path: Path
 ) -> None:
     path = made(Path.touch, tmp_path / "there")

@@ -80,7 +80,7 @@ NO_FILES: dict[str, Callable[[ExitStack, Path], Any]] = {
 
 
 @pytest.mark.parametrize("kind", NO_FILES)
-def test_what_is_no_file_to_read_and_write_is_refused(
+def test_a_target_that_is_no_readable_and_writable_file_is_refused(
     engine: Engine, kind: str, tmp_path: Path, stack: ExitStack
 ) -> None:
     target = NO_FILES[kind](stack, tmp_path / "it")

@@ -35,7 +35,7 @@ def thin(store: SwapStore, keep: int, count: int = PAGES) -> list[int]:
     return list(range(0, count, keep))
 
 
-def test_a_file_of_which_a_tenth_lives_becomes_a_tenth(engine: Engine, tmp_path: Path) -> None:
+def test_cleaning_shrinks_a_file_to_its_live_tenth(engine: Engine, tmp_path: Path) -> None:
     with SwapStore(engine, backing=tmp_path / "swap") as store:
         path = Path(store.status()["backing"])
         fill(store)
@@ -65,7 +65,7 @@ def test_pages_of_groups_are_moved_too(engine: Engine, tmp_path: Path) -> None:
         store.check_invariants()
 
 
-def test_what_lives_for_the_most_part_is_left(engine: Engine, tmp_path: Path) -> None:
+def test_a_mostly_live_file_is_not_cleaned(engine: Engine, tmp_path: Path) -> None:
     with SwapStore(engine, backing=tmp_path) as store:
         fill(store)
         for index in range(0, PAGES, 4):

@@ -199,7 +199,7 @@ def test_holes_are_punched_until_the_system_says_that_it_cannot(
     [(bytes(101), "101 bytes"), ("text", "'text'"), (None, "None"), (5, "5")],
     ids=["too long", "text", "None", "int"],
 )
-def test_what_is_no_data_is_an_error_that_shows_it(answer: Any, told: str) -> None:
+def test_a_wrong_answer_of_pread_is_an_error_that_shows_it(answer: Any, told: str) -> None:
     class Storage(FaultyFile):
         def pread(self, _length: int, _offset: int) -> Any:
             return answer
@@ -212,7 +212,7 @@ def test_what_is_no_data_is_an_error_that_shows_it(answer: Any, told: str) -> No
 
 
 @pytest.mark.parametrize("answer", [None, "5", 2.5, 101, -1, 0])
-def test_what_is_no_count_is_an_error_and_nothing_is_kept(answer: Any) -> None:
+def test_a_wrong_count_of_pwrite_is_an_error_and_nothing_is_kept(answer: Any) -> None:
     class Storage(FaultyFile):
         def pwrite(self, _data: memoryview, _offset: int) -> Any:
             return answer

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_what_another_process_inherited_does_not_keep_the_file(
+def test_an_inherited_descriptor_does_not_keep_the_file_locked(
     engine: Engine, tmp_path: Path
 ) -> None:
     path = tmp_path / "swap"

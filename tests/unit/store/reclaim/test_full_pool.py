@@ -122,9 +122,7 @@ def test_cve_2023_53178_no_writeback_brings_an_older_page_back(
 
 
 @pytest.mark.parametrize("meanwhile", ["store", "invalidate", "exclusive", "load"])
-def test_what_happens_during_a_writeback_is_not_undone_by_it(
-    engine: Engine, meanwhile: str
-) -> None:
+def test_a_writeback_undoes_no_change_made_meanwhile(engine: Engine, meanwhile: str) -> None:
     gate = Gate()
     with SwapStore(engine, backing=gate) as store:
         store.store(0, [text(0), text(1)])
@@ -242,7 +240,7 @@ def test_damage_in_the_file_is_told_by_page(engine: Engine) -> None:
         ]
 
 
-def test_the_files_limit_can_be_moved(engine: Engine, tmp_path: Path) -> None:
+def test_the_limit_of_the_file_can_be_changed(engine: Engine, tmp_path: Path) -> None:
     with SwapStore(engine, backing=tmp_path, max_backing_bytes=10 * SIZE) as store:
         store.store(0, [noise(number) for number in range(40)])
         assert store.max_backing_bytes == 10 * SIZE

@@ -57,14 +57,14 @@ def test_a_page_that_takes_no_smaller_class_keeps_its_form(store: SwapStore) -> 
     assert (done.pages, done.recompressed) == (3, 1)
 
 
-def test_what_the_algorithm_made_already_is_not_tried_again(store: SwapStore) -> None:
+def test_pages_of_the_requested_codec_are_not_tried_again(store: SwapStore) -> None:
     store.store(0, [mixed(number) for number in range(10)])
     assert store.recompress("zstd", level=5).recompressed == 10
     assert store.recompress("zstd", level=5) == Recompression(0, 0, 0)
     assert store.recompress("zstd", level=6).pages == 10
 
 
-def test_only_pages_that_are_idle(store: SwapStore) -> None:
+def test_recompress_takes_only_pages_that_are_idle(store: SwapStore) -> None:
     store.store(0, [mixed(number) for number in range(20)])
     for _ in range(40):
         shift_clock(1)
@@ -76,7 +76,7 @@ def test_only_pages_that_are_idle(store: SwapStore) -> None:
     assert [number for number in range(20) if now[number] == now[3]] == [3, 4, 5]
 
 
-def test_only_pages_that_take_so_much(store: SwapStore) -> None:
+def test_recompress_takes_only_pages_of_the_minimum_length(store: SwapStore) -> None:
     store.store(0, [mixed(0), text(1), noise(2)])
     assert store.recompress("zstd", min_length=1000).pages == 2
     assert store.recompress("zstd", min_length=SIZE + 1).pages == 0
@@ -154,7 +154,7 @@ def test_an_engine_of_one_s_own_is_only_used(store: SwapStore) -> None:
         ({"no_such": 1}, BadArgument),
     ],
 )
-def test_what_cannot_be_is_refused_and_changes_nothing(
+def test_invalid_arguments_are_refused_and_change_nothing(
     store: SwapStore, arguments: dict[str, Any], error: type[Exception]
 ) -> None:
     store.store(0, mixed(0))
@@ -174,7 +174,7 @@ def test_an_engine_of_other_pages_is_refused(store: SwapStore) -> None:
 
 
 @pytest.mark.slow
-def test_pages_that_change_meanwhile_are_what_they_were_changed_to(store: SwapStore) -> None:
+def test_pages_that_change_meanwhile_keep_their_new_content(store: SwapStore) -> None:
     newest = {index: mixed(index) for index in range(200)}
     store.store(0, list(newest.values()))
     stop = threading.Event()

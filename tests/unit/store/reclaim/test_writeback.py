@@ -20,7 +20,7 @@ from batchzip import (
 )
 
 
-def test_zswap_selftest_what_is_written_back_reads_right_and_so_does_what_is_not(
+def test_zswap_selftest_pages_read_right_whether_written_back_or_not(
     store: SwapStore,
 ) -> None:
     store.store(0, PAGES)
@@ -91,7 +91,7 @@ def test_writing_back_frees_the_pool(store: SwapStore) -> None:
 
 
 @pytest.mark.slow
-def test_what_is_stored_again_leaves_the_file_and_its_place_is_used_again(store: SwapStore) -> None:
+def test_overwritten_pages_leave_the_file_and_their_room_is_reused(store: SwapStore) -> None:
     for round_ in range(30):
         store.store(0, [noise(1000 * round_ + number) for number in range(300)])
         assert store.writeback(300) == 300
@@ -111,7 +111,7 @@ def test_without_a_backing_file_there_is_no_writeback(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("wrong", [-1, [1.5], "abc", [[1]]])
-def test_what_cannot_be_written_back_is_refused(store: SwapStore, wrong: object) -> None:
+def test_writeback_refuses_invalid_arguments(store: SwapStore, wrong: object) -> None:
     with pytest.raises(BadArgument):
         store.writeback(wrong)  # type: ignore[arg-type]
 

@@ -51,7 +51,9 @@ def test_a_view_gives_what_the_store_has(store: SwapStore, view: StoreView) -> N
 
 
 @pytest.mark.parametrize("index", [0, 3, 512, 1 << 40, (1 << 63) - 1, 1 << 63, -1])
-def test_what_is_not_stored_is_named(store: SwapStore, view: StoreView, index: int) -> None:
+def test_the_error_for_an_absent_page_names_its_index(
+    store: SwapStore, view: StoreView, index: int
+) -> None:
     store.store(1, PAGES[:2])
     with pytest.raises(PageNotStored) as missing:
         view.load(index)
@@ -187,7 +189,7 @@ def test_damage_is_told_and_the_others_stay_readable(store: SwapStore, view: Sto
     assert view.load(1) == PAGES[1]
 
 
-def test_a_number_that_is_another_codecs_now_is_learned(store: SwapStore, view: StoreView) -> None:
+def test_a_reader_learns_the_codec_of_a_reused_number(store: SwapStore, view: StoreView) -> None:
     store.store(0, text(0))
     assert view.load(0) == text(0)
     first = store.engine

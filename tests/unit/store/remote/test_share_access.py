@@ -135,7 +135,7 @@ def test_a_process_of_another_user_that_was_let_in_is_sent_away(store: SwapStore
         ("/proc/4194304/fd/3", FileNotFoundError),
     ],
 )
-def test_what_is_no_address_is_refused(address: object, error: type[Exception]) -> None:
+def test_an_invalid_address_is_refused(address: object, error: type[Exception]) -> None:
     where: Any = address.format(pid=os.getpid()) if isinstance(address, str) else address
     with pytest.raises(error):
         attach(where)
@@ -189,9 +189,7 @@ def test_a_request_that_makes_no_sense_harms_nobody(
 # Descriptors
 
 
-def test_what_a_view_receives_is_not_inherited_by_programs(
-    store: SwapStore, tmp_path: Path
-) -> None:
+def test_descriptors_received_by_a_view_are_not_inherited(store: SwapStore, tmp_path: Path) -> None:
     """cpython#128881: socket.recv_fds ignores its flags, so every child inherited descriptors."""
 
     def inheritable() -> set[str]:

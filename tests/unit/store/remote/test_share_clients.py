@@ -80,7 +80,9 @@ def test_a_client_that_takes_no_reply_can_ask_no_more(shared: SwapStore) -> None
         b"",
     ],
 )
-def test_a_request_that_is_none_ends_in_an_error(shared: SwapStore, request_: bytes) -> None:
+def test_an_invalid_request_ends_its_connection_and_no_other(
+    shared: SwapStore, request_: bytes
+) -> None:
     with connect(shared) as client:
         client.sendall(len(request_).to_bytes(4, "little") + request_)
         client.shutdown(socket.SHUT_WR)
@@ -117,7 +119,7 @@ def odd_requests(rng: random.Random) -> Iterator[bytes]:
         yield rng.randbytes(rng.randrange(1, 40))
 
 
-def test_whatever_comes_ends_in_a_reply_or_a_closed_connection(
+def test_any_request_ends_in_a_reply_or_a_closed_connection(
     shared: SwapStore, capfd: pytest.CaptureFixture[str]
 ) -> None:
     shared.share().attach().close()  # the table is in shared memory from here on
@@ -154,7 +156,7 @@ def test_a_request_may_come_byte_by_byte_and_a_reply_be_left_in_the_middle(
         assert reader.counters == shared.counters
 
 
-def test_who_sends_a_byte_now_and_then_does_not_stay_for_ever(
+def test_a_client_that_sends_too_slowly_is_disconnected(
     shared: SwapStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(share_server, "_IDLE_S", 0.05)
@@ -201,7 +203,7 @@ class OwnOSError(OSError):
 @pytest.mark.parametrize(
     "raised", [SystemExit, KeyboardInterrupt, GeneratorExit, UnspeakableError, OwnError, OwnOSError]
 )
-def test_whatever_a_file_object_or_a_codec_raises_is_told_the_reader(
+def test_an_owner_reports_any_error_of_a_request_to_the_reader(
     shared: SwapStore,
     raised: type[BaseException],
     monkeypatch: pytest.MonkeyPatch,
@@ -235,7 +237,7 @@ def test_whatever_a_file_object_or_a_codec_raises_is_told_the_reader(
     ],
     ids=str,
 )
-def test_a_reader_that_asks_for_what_is_not_is_told(
+def test_a_reader_with_a_wrong_question_gets_none_or_an_error(
     shared: SwapStore, wrong: dict[str, object]
 ) -> None:
     with shared.share().attach() as reader:
