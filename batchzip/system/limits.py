@@ -102,13 +102,19 @@ class _Started(threading.Event):
     A thread without memory for its first Python call ends silently, and Python's own event is never
     set (gh-140746). Only the thread refers to its first function. So a weak reference to that
     function shows when the thread has ended.
+
+    `wait` does not take the event's condition: an interrupt just after that would leave it locked,
+    and the new thread would wait for it for ever.
     """
 
     def __init__(self, thread: threading.Thread) -> None:
         super().__init__()
-        begins_with = partial(thread._bootstrap)  # type: ignore[attr-defined] # noqa: SLF001
-        self._function = weakref.ref(begins_with)
-        vars(thread).update(_bootstrap=begins_with, _started=self)
+        self._not_set = threading.Lock()
+        self._not_set.acquire()
+        function = partial(thread._bootstrap)  # type: ignore[attr-defined] # noqa: SLF001
+        vars(thread).update(_bootstrap=function, _started=self)
+        self._function = weakref.ref(function)
+        del function  # a debugger may keep this frame
         self._thread: threading.Thread | None = thread
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -116,20 +122,36 @@ class _Started(threading.Event):
         if thread is None:
             return super().wait(timeout)
         del vars(thread)["_bootstrap"]
-        while not super().wait(_LOOK_S):
-            if self._function() is None and not self.is_set():
-                threading._limbo.pop(thread, None)  # type: ignore[attr-defined] # noqa: SLF001
+        while not self._not_set.acquire(timeout=_LOOK_S):
+            if self.cannot_come():
                 raise MemoryError("it ended because there was no memory")
         return True
 
+    def set(self) -> None:
+        super().set()
+        self._not_set.release()
+
+    def cannot_come(self) -> bool:
+        """Return whether the thread has ended, or was never made, without setting this event."""
+        return self._function() is None and not self.is_set()
+
 
 def begin(thread: threading.Thread) -> None:
-    """Start a thread. Raise LimitReached if the system refuses it."""
+    """Start a thread. Raise LimitReached if the system refuses it.
+
+    After an interrupt the thread either runs or was never made.
+    """
+    started = None
     try:
-        _Started(thread)
+        started = _Started(thread)
         thread.start()
-    except (RuntimeError, MemoryError) as error:
+    except BaseException as error:
         vars(thread).pop("_bootstrap", None)
+        if started is not None and started.cannot_come():
+            # Python forgets it only after an Exception. A list of all threads would keep it.
+            threading._limbo.pop(thread, None)  # type: ignore[attr-defined] # noqa: SLF001
+        if not isinstance(error, RuntimeError | MemoryError):
+            raise
         # Python hides the errno of pthread_create(3), which is EAGAIN for all these limits.
         refused = OSError(errno.EAGAIN, "")
         raise named(refused, f"no thread can be started ({error or 'no memory'})") from error

@@ -39,10 +39,10 @@ _WATCHED = (
         str(Path(str(one.__file__)).parent)
         for one in (batchzip_sequential, batchzip_threads, batchzip_workers)
     ),
-    *_paths("lanes", "batch", "backend.py", "engine.py", "request.py"),
+    *_paths("lanes", "batch", "backend.py", "engine.py", "request.py", "system/limits.py"),
 )
 STORE = (
-    *_paths("pool", "batch", "engine.py", "system/arena.py", "asynchronous.py"),
+    *_paths("pool", "batch", "engine.py", "system/arena.py", "system/limits.py", "asynchronous.py"),
     *_paths("store/*.py", "store/backing", "store/reclaim"),
 )
 """What a store does, but for share()."""
