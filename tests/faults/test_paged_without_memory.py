@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from support.forked import in_forked_child
 from support.paged_model import run_model
-from support.paged_region import Region, filled, mappings, mixed, needs_paging, opened, tasks
-from support.waiting import await_true
+from support.paged_region import Region, filled, mappings, mixed, needs_paging, opened
+from support.waiting import await_true, tasks
 
 from batchzip import BatchzipError, Engine, LimitReached, SwapStore
 from batchzip.core.memory import allocations, fail_allocation

@@ -120,10 +120,10 @@ def test_workers_that_work_are_not_taken_for_ones_that_never_started(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Nobody ever asks here whether they are ready."""
-    monkeypatch.setattr(supervisor_module, "START_S", 1.0)
+    monkeypatch.setattr(supervisor_module, "START_S", 3.0)
     with Engine("lz4", backend="workers", workers=1) as engine:
         load = Load(engine.codec, 64)
-        until = time.monotonic() + 1.5
+        until = time.monotonic() + 3.5
         while time.monotonic() < until:
             load.run(engine, KINDS[0], 0, 64)
             time.sleep(0.01)

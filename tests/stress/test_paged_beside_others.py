@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from support.paged_region import content, end_of, filled, needs_paging, needs_root, opened, tasks
+from support.paged_region import content, end_of, filled, needs_paging, needs_root, opened
 from support.scripts import check_ended_well, run
-from support.waiting import await_true
+from support.waiting import await_true, tasks
 
 from batchzip.testing.plain import in_threads
 

@@ -191,11 +191,6 @@ def opened(
             store.check_invariants()
 
 
-def tasks() -> set[int]:
-    """Return the threads of this process, those of the core too."""
-    return {int(task) for task in os.listdir("/proc/self/task")}  # noqa: PTH208
-
-
 def mappings() -> int:
     """Count the mappings of shared memory of ours."""
     return Path("/proc/self/maps").read_text().count("memfd:batchzip")

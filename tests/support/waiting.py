@@ -1,7 +1,8 @@
-"""Waiting for what another thread or process does."""
+"""Waiting for what another thread or process does, and which threads there are."""
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING
 
@@ -18,3 +19,8 @@ def await_true(
         assert time.monotonic() < started + timeout_s, f"waited in vain for: {what}"
         time.sleep(0.001)
     return time.monotonic() - started
+
+
+def tasks() -> set[int]:
+    """Return the threads of this process, also those of the core and those that are ending."""
+    return {int(task) for task in os.listdir("/proc/self/task")}  # noqa: PTH208

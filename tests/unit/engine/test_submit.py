@@ -179,15 +179,18 @@ def test_a_flood_of_requests_delays_another_thread_by_one_only(
 
 def test_threads_that_wait_for_room_take_turns(small: Engine, hold: Hold) -> None:
     done: list[int] = []
+    first_is_in = threading.Event()
 
     def work(number: int) -> None:
         for _ in range(20 if number else 1):
             request = small.submit(CompressBatch(make_pages(100)))
+            if number == 0:
+                first_is_in.set()
             request.add_done_callback(lambda _: done.append(number))
 
     def release(number: int) -> None:
-        if number == 3:
-            await_true(lambda: waiting_in(small) >= 2)
+        if number == 3:  # there is room for one request; the two others wait, thread 0 or not
+            await_true(lambda: waiting_in(small) == 2 + (not first_is_in.is_set()))
             hold.release()
         else:
             work(number)

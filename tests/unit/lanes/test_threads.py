@@ -12,13 +12,12 @@ import threading
 import time
 import weakref
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from support.forked import in_forked_child
-from support.waiting import await_true
+from support.waiting import await_true, tasks
 
 import batchzip_threads
 from batchzip import (
@@ -90,10 +89,6 @@ def lanes_of(engine: Engine) -> int:
         operation.pages - operation.inline_pages
         for operation in (figures.compress, figures.decompress)
     )
-
-
-def threads_now() -> int:
-    return sum(1 for _ in Path("/proc/self/task").iterdir())
 
 
 @contextmanager
@@ -205,15 +200,15 @@ class CompressedBy:
 
 @pytest.mark.slow
 def test_an_engine_that_is_dropped_ends_its_threads() -> None:
-    before = threads_now()
+    before = tasks()
     engine = Engine("lz4", backend="threads", workers=3)
     check_round_trip(engine, make_pages(100))
-    assert threads_now() == before + 3
+    assert len(tasks() - before) == 3
     reference = weakref.ref(engine.backend)
     del engine
     gc.collect()
     assert reference() is None
-    await_true(lambda: threads_now() <= before)
+    await_true(lambda: tasks() <= before)
 
 
 @pytest.mark.slow

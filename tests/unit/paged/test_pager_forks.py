@@ -10,7 +10,8 @@ from functools import partial
 import numpy as np
 import pytest
 from support.forked import in_forked_child
-from support.paged_region import Region, end_of, filled, needs_paging, noisy, opened, tasks
+from support.paged_region import Region, end_of, filled, needs_paging, noisy, opened
+from support.waiting import tasks
 
 from batchzip import ForkedProcess
 from batchzip.testing.plain import in_threads

@@ -20,9 +20,8 @@ from support.paged_region import (
     needs_paging,
     noisy,
     opened,
-    tasks,
 )
-from support.waiting import await_true
+from support.waiting import await_true, tasks
 
 from batchzip import BadArgument, ClosedError, Engine, SwapStore
 from batchzip.core.pager import Pager

@@ -289,7 +289,10 @@ def test_the_workload_ends_with_its_parent() -> None:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
         # The workload keeps no copy of this pipe open; were it alive, pidfd would say so.
-        with_pidfd = os.pidfd_open(pid) if Path(f"/proc/{pid}").exists() else -1
+        try:
+            with_pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:  # it has ended, and was waited for
+            with_pidfd = -1
         parent.wait(timeout=10)
     if with_pidfd >= 0:
         try:

@@ -10,12 +10,12 @@ import sys
 import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from support.forked import in_forked_child
 from support.store_pages import noise, text
+from support.waiting import tasks
 
 from batchzip import (
     ClosedError,
@@ -31,6 +31,7 @@ from batchzip import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 
 @pytest.mark.slow
@@ -156,10 +157,6 @@ def test_a_program_may_end_in_the_middle_of_everything(script: str, backend: str
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def threads() -> list[int]:
-    return [int(task.name) for task in Path("/proc/self/task").iterdir()]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["threads", "workers"])
 def test_cpus_may_be_taken_away_while_they_compress(backend: str) -> None:
@@ -169,12 +166,12 @@ def test_cpus_may_be_taken_away_while_they_compress(backend: str) -> None:
     with Engine("lz4", backend=backend) as engine, SwapStore(engine) as store:
         try:
             for turn in range(20):
-                for task in threads():
+                for task in tasks():
                     os.sched_setaffinity(task, {cpus[turn % len(cpus)]})
                 store.store(0, pages)
                 assert store.load_many(range(64)).tobytes() == b"".join(pages)
         finally:
-            for task in threads():
+            for task in tasks():
                 os.sched_setaffinity(task, cpus)
 
 

@@ -6,7 +6,6 @@ import contextlib
 import io
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -168,7 +167,3 @@ def test_a_serializer_may_close_what_it_serves(method: str, closes: str) -> None
             if not store.closed:
                 store.check_invariants()
                 assert len(store._resources.pool) == 0
-
-
-def threads() -> list[int]:
-    return [int(task.name) for task in Path("/proc/self/task").iterdir()]
