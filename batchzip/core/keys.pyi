@@ -14,6 +14,36 @@ class Opaque:
     @property
     def data(self) -> bytes | None: ...
 
+class KeyObject:
+    """A key that is kept as an object, and its number. Equal to those with equal keys, until ended.
+
+    A call that stores a value pins it first, so it cannot end before the value is there. Raises
+    TypeError if the key is not hashable.
+    """
+
+    def __init__(self, key: Any, number: int) -> None: ...
+    @property
+    def key(self) -> Any: ...
+    @property
+    def number(self) -> int: ...
+    @property
+    def pins(self) -> int: ...
+    @property
+    def uses(self) -> int: ...
+    @property
+    def ended(self) -> bool: ...
+    def pin(self) -> Pin | None:
+        """Return a Pin, or None if it has ended."""
+
+    def end(self, uses: int) -> bool:
+        """Make it equal to no other one. Return False if it is pinned, or was after `uses` uses."""
+
+class Pin:
+    """Keeps a KeyObject from ending until it is released or freed."""
+
+    def release(self) -> KeyObject:
+        """Release the KeyObject, and return it."""
+
 class Key:
     """A buffer for one encoded key."""
 

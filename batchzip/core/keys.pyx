@@ -17,8 +17,12 @@ Rejected: keeping key objects. A str of ten letters takes 59 bytes, and its slot
 
 Encoding runs no Python code of a key. Subclasses and other types raise NotPlain, and the caller
 replaces them by plain keys.
+
+A key that is kept as a Python object is a KeyObject, whose number stands for it in the core. Its
+methods run without a change of threads, because they keep the GIL and call no Python code.
 """
 
+cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
 from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_CheckExact
 from cpython.tuple cimport PyTuple_CheckExact
@@ -49,6 +53,73 @@ cdef class Opaque:
 
     def __repr__(self) -> str:
         return f"Opaque({self.number}, {self.data!r})"
+
+
+cdef class KeyObject:
+    """A key that is kept as an object, and its number. Equal to those with equal keys, until ended.
+
+    A call that stores a value pins it first, so it cannot end before the value is there. Raises
+    TypeError if the key is not hashable.
+    """
+
+    cdef readonly object key
+    cdef readonly uint64_t number
+    cdef readonly uint64_t pins  # calls that are storing a value
+    cdef readonly uint64_t uses  # calls of `pin` so far
+    cdef readonly bint ended
+    cdef Py_hash_t hash
+
+    def __init__(self, key, uint64_t number):
+        self.key = key
+        self.number = number
+        self.hash = hash(key)
+
+    def __hash__(self) -> int:
+        return self.hash
+
+    def __eq__(self, other) -> bool:
+        if self is other:
+            return True
+        if type(other) is not KeyObject:
+            return NotImplemented
+        if self.ended or (<KeyObject>other).ended:
+            return False
+        return self.key == (<KeyObject>other).key
+
+    def pin(self):
+        """Return a Pin, or None if it has ended."""
+        cdef Pin pin = Pin.__new__(Pin)
+        if self.ended:
+            return None
+        self.pins += 1
+        self.uses += 1
+        pin.held = self
+        return pin
+
+    def end(self, uint64_t uses) -> bool:
+        """Make it equal to no other one. Return False if it is pinned, or was after `uses` uses."""
+        if self.pins or self.uses != uses:
+            return False
+        self.ended = True
+        return True
+
+
+@cython.no_gc  # it lives within one call, and __dealloc__ needs what it refers to
+cdef class Pin:
+    """Keeps a KeyObject from ending until it is released or freed."""
+
+    cdef KeyObject held
+
+    def __dealloc__(self):
+        if self.held is not None:
+            self.held.pins -= 1
+
+    def release(self):
+        """Release the KeyObject, and return it."""
+        cdef KeyObject held = self.held
+        self.held = None
+        held.pins -= 1
+        return held
 
 
 cdef class Key:

@@ -121,7 +121,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
                   the other types of these formats. "arrow" takes tables and record batches.
                   "torch" takes tensors on the CPU.
     `key_serializer`  is an object with the same two methods, for keys of other types than those
-                  listed below.
+                  listed below. Two such keys are one if their bytes are equal.
     `dictionary`  makes small values that resemble each other smaller. "auto" trains a dictionary
                   with the first thousand small values. Bytes are a trained dictionary. Dictionaries
                   need an engine of zstd. If the store gets another engine later, new values are
@@ -209,8 +209,8 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         try:
             self._group = self._new_group(name, None if on_full == "evict" else limit)
             self._pages = Pages(self._group)
-            self._keys = Keys(key_serializer)
             self._records = Records(self._group._entries, type(self).__name__)  # noqa: SLF001
+            self._keys = Keys(key_serializer, self._records.contains)
             self._held: list[int] = []
             weakref.finalize(
                 self, _release, self._group, self._held, self._resources.objects
@@ -416,11 +416,12 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
         if deadline < 0:
             deadline = now_ns() + self._ttl_ns if self._ttl_ns else 0
         self._follow_engine()
-        plain: Any = key if type(key) in _PLAIN_TYPES else self._keys.add(key)
-        if type(plain) is Opaque:
-            self._keys.sweep(self._records.keys)
-        parts = self._packer.pack(value)
-        while True:
+        pin = None
+        plain: Any = key
+        if type(key) not in _PLAIN_TYPES:
+            plain, pin = self._keys.add(key)
+        try:
+            parts = self._packer.pack(value)
             self._room.check()
             calling_thread, most, in_chunks = self._route
             if calling_thread and len(parts) == 1 and len(parts[0]) <= most:
@@ -429,10 +430,9 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
                 code = self._put_chunked(plain, parts, deadline, if_absent)
             else:
                 code = self._put_large(plain, parts, deadline, if_absent)
-            if type(plain) is not Opaque or self._keys.confirm(plain, key):
-                break
-            self._records.remove(plain)
-            plain = self._keys.add(key)
+        finally:
+            if pin is not None:
+                self._keys.unpin(pin)
         self._room.keep(self._take)
         self._settle()
         if started and code == 0:
@@ -731,7 +731,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
     def clear(self) -> None:
         """Remove all values."""
         self._records.clear()
-        self._keys.clear()
+        self._keys.drop_absent()
         self._settle()
 
     def copy(self) -> CompressedMapping:
@@ -845,8 +845,9 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
     def expire(self) -> int:
         """Remove all expired values. Return the number of removed values.
 
-        Lookups never return an expired value. Calling this only frees the memory earlier: each
-        stored value checks the next four deadlines in turn and removes an expired value it meets.
+        Lookups and iterators never return an expired value, but `len()` and `stats()` count it
+        until it is removed. Calling this only frees the memory earlier: each stored value checks
+        the next four deadlines in turn and removes an expired value it meets.
         """
         gone = self._records.expire()
         self._settle()
@@ -951,7 +952,7 @@ class CompressedMapping(MutableMapping[Key, Any], Closing):
     def check_invariants(self) -> None:
         """Raise AssertionError if an invariant is violated. No other thread may use the mapping."""
         self._records.require_open()
-        fault = self._records.fault()
+        fault = self._records.fault() or self._keys.fault(self._records.keys())
         if fault is not None:
             raise AssertionError(fault)
         space = self._pages.space

@@ -5,11 +5,22 @@
     other types, with `key_serializer`             stored as the bytes that its `dumps` returns
     tuples of other hashable objects               kept as Python objects, with a number each
 
-A dict maps each key that is kept as an object to its number. That dict calls the `__hash__` and
-`__eq__` of the tuple's items. No lock is held then, so they may use the mapping.
+Each key that is kept as an object has a KeyObject, which a dict finds by the key. That dict calls
+the `__hash__` and `__eq__` of the tuple's items. No lock is held then, so they may use the mapping.
 
-Locks: none. A number is registered before a value is stored with it, and once more afterwards:
-another thread may have removed the key's last value, and with it the number, in between.
+    add      find or make the KeyObject, and pin it ─▶ store the value ─▶ unpin: drop if no value
+    forget   no value, no pin since before that was asked ─▶ end the KeyObject ─▶ drop it
+
+A KeyObject that has ended is equal to no key, so the next value of the key gets a number of its
+own. Every value therefore has a KeyObject that a lookup finds, whatever other threads remove.
+
+Rejected: to register a number again after the value was stored. Others could find the value, and
+take it, before the key had got another number and the value was stored again.
+
+Invariants (`fault`)
+* Each value whose key is an object has a KeyObject in both dicts, which has not ended.
+
+Locks: none. Steps of a KeyObject are atomic (core/keys.pyx).
 """
 
 from __future__ import annotations
@@ -20,12 +31,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from batchzip.core.keys import Opaque
-from batchzip.errors import NotStorable
+from batchzip.core.keys import KeyObject, Opaque, Pin
+from batchzip.errors import ClosedError, NotStorable
 from batchzip.wording import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable
+    from collections.abc import Callable
 
     from batchzip.mapping.serializers import Serializer
 
@@ -45,12 +56,16 @@ class _NoPlainKeyError(Exception):
 
 
 class Keys:
-    """The keys of one mapping. Thread-safe."""
+    """The keys of one mapping. Thread-safe.
 
-    def __init__(self, serializer: Serializer | None) -> None:
+    `has_value` returns whether a plain key has a value.
+    """
+
+    def __init__(self, serializer: Serializer | None, has_value: Callable[[object], bool]) -> None:
         self._serializer = serializer
-        self._numbers: dict[Hashable, int] = {}
-        self._objects: dict[int, Any] = {}
+        self._has_value = has_value
+        self._known: dict[KeyObject, KeyObject] = {}
+        self._objects: dict[int, KeyObject] = {}
         self._counter = itertools.count(1)
         self._swept_at = 0
 
@@ -69,67 +84,87 @@ class Keys:
             return _plain(key)
         except _NoPlainKeyError:
             pass
-        if self._serializer is not None and not isinstance(key, tuple):
+        if self._is_serialized(key):
             return self._serialized(key)
-        return Opaque(self._numbers.get(key, 0))
+        known = self._known.get(KeyObject(key, 0))
+        return Opaque(0 if known is None else known.number)
 
-    def add(self, key: object) -> object:
-        """Return the plain key to store a value with, and register an object if need be.
+    def add(self, key: object) -> tuple[object, Pin | None]:
+        """Return the plain key to store a value with, and a pin to pass to `unpin` afterwards.
 
         Raise NotStorable for a type that cannot be a key, and TypeError if it is not hashable.
         """
         try:
-            return _plain(key)
+            return _plain(key), None
         except _NoPlainKeyError:
             pass
-        if self._serializer is not None:
-            return self._serialized(key)
+        if self._is_serialized(key):
+            return self._serialized(key), None
         if not isinstance(key, tuple):
             raise NotStorable(
                 f"a key must be str, bytes, int, None or a tuple, not {type(key).__name__}: "
                 "give the mapping a key_serializer= for other types"
             )
-        number = self._numbers.setdefault(key, next(self._counter))  # TypeError if not hashable
-        self._objects.setdefault(number, key)
-        return Opaque(number)
+        while True:
+            new = KeyObject(key, next(self._counter))
+            known = self._known.setdefault(new, new)
+            pin = known.pin()
+            if pin is not None:
+                self._objects[known.number] = known
+                self._sweep()
+                return Opaque(known.number), pin
+
+    def _is_serialized(self, key: object) -> bool:
+        return self._serializer is not None and not isinstance(key, tuple)
 
     def _serialized(self, key: object) -> Opaque:
         assert self._serializer is not None  # noqa: S101 - the callers checked it
         return Opaque(0, bytes(self._serializer.dumps(key)))
 
-    def confirm(self, plain: Opaque, key: Any) -> bool:
-        """Register a key again after its value was stored. Return False if its number changed."""
-        if plain.data is not None or plain.number in self._objects:
-            return True
-        if self._numbers.setdefault(key, plain.number) != plain.number:
-            return False
-        self._objects[plain.number] = key
-        return True
+    def unpin(self, pin: Pin) -> None:
+        """Release a pin. Drop its key if it has no value."""
+        self._drop(pin.release())
 
     def forget(self, plain: object) -> None:
         """Drop the object of a key whose value was removed."""
-        if isinstance(plain, Opaque) and plain.number:
-            key = self._objects.pop(plain.number, None)
-            if key is not None and self._numbers.get(key) == plain.number:
-                self._numbers.pop(key, None)
+        if isinstance(plain, Opaque) and (known := self._objects.get(plain.number)) is not None:
+            self._drop(known)
 
-    def sweep(self, live: Callable[[], Iterable[object]]) -> None:
-        """Drop the objects of keys whose values expired, for which the core did not call `forget`.
-
-        `live` returns the plain keys that have a value.
-        """
-        if len(self._objects) < 2 * self._swept_at + _SWEEP_AFTER:
+    def _drop(self, known: KeyObject) -> None:
+        """Drop a key that has no value and gets none."""
+        uses = known.uses
+        try:
+            if known.pins or self._has_value(Opaque(known.number)):
+                return
+        except ClosedError:
             return
-        stale = list(self._objects)
-        kept = {plain.number for plain in live() if isinstance(plain, Opaque)}
-        for number in stale:
-            if number not in kept:
-                self.forget(Opaque(number))
-        self._swept_at = len(self._objects)
+        if known.end(uses):
+            self._objects.pop(known.number, None)
+            self._known.pop(known, None)
+
+    def _sweep(self) -> None:
+        """Drop keys whose values expired, for which the core did not call `forget`."""
+        if len(self._known) >= 2 * self._swept_at + _SWEEP_AFTER:
+            self.drop_absent()
+            self._swept_at = len(self._known)
+
+    def drop_absent(self) -> None:
+        """Drop all keys that have no value."""
+        for known in list(self._known):
+            self._drop(known)
 
     def clear(self) -> None:
-        """Drop all objects."""
-        self._numbers, self._objects = {}, {}
+        """Drop all objects. No value may be left."""
+        self._known, self._objects = {}, {}
+
+    def fault(self, plain: list[object]) -> str | None:
+        """Return a violated invariant, given the plain keys of all values, or None."""
+        for each in plain:
+            if isinstance(each, Opaque) and each.data is None:
+                known = self._objects.get(each.number)
+                if known is None or known.ended or self._known.get(known) is not known:
+                    return f"a value has the number {each.number} of a key that cannot be found"
+        return None
 
     def back(self, plain: list[Any]) -> list[Any]:
         """Return the user's keys of plain keys. Leave out keys whose objects were dropped."""
@@ -147,7 +182,8 @@ class Keys:
         if plain.data is not None:
             assert self._serializer is not None  # noqa: S101 - it made the bytes
             return self._serializer.loads(plain.data)
-        return self._objects.get(plain.number, _DROPPED)
+        known = self._objects.get(plain.number)
+        return _DROPPED if known is None else known.key
 
     def shown(self, plain: object) -> str:
         """Return the repr of a plain key's user key, for a message."""

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
 import pytest
 
 from batchzip import (
@@ -10,6 +15,10 @@ from batchzip import (
     SwapStore,
 )
 from batchzip.core.records import shift_clock
+from batchzip.testing.plain import SLACK_S
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # Keys
 
@@ -60,3 +69,167 @@ def test_objects_of_keys_whose_time_is_over_do_not_pile_up(zstd: SwapStore) -> N
             shift_clock(2)
         shift_clock(-40)
         assert len(mapping._keys._objects) < 500
+
+
+def test_tuples_of_objects_do_not_go_through_the_serializer_of_keys(zstd: SwapStore) -> None:
+    with CompressedMapping(zstd, key_serializer=Text()) as mapping:
+        mapping["a", 1.5] = b"first"
+        mapping["a", 1.5] = b"second"
+        assert list(mapping.items()) == [(("a", 1.5), b"second")]
+        assert ("a", 1.5) in mapping
+        assert mapping.pop(("a", 1.5)) == b"second"
+        assert not mapping._keys.has_objects
+
+
+def test_a_value_that_is_refused_leaves_no_key(zstd: SwapStore) -> None:
+    with CompressedMapping(zstd) as mapping:
+        with pytest.raises(NotStorable):
+            mapping["a", 1.5] = 7
+        assert not mapping._keys.has_objects
+        assert not mapping._keys._known
+
+
+class Hashed:
+    """An object whose `__hash__` calls a function, once it is set."""
+
+    call: Callable[[], None] | None = None
+
+    def __hash__(self) -> int:
+        call, Hashed.call = Hashed.call, None
+        if call is not None:
+            call()
+        return 7
+
+
+def in_a_thread(call: Callable[[], object]) -> None:
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join(SLACK_S)
+    assert not thread.is_alive()
+
+
+REMOVALS: dict[str, Callable[[CompressedMapping, Any], object]] = {
+    "del": lambda mapping, key: mapping.__delitem__(key),
+    "pop": lambda mapping, key: mapping.pop(key),
+    "delete_many": lambda mapping, key: mapping.delete_many([key]),
+    "popitem": lambda mapping, _: mapping.popitem(),
+    "clear": lambda mapping, _: mapping.clear(),
+}
+
+
+@pytest.mark.parametrize("removal", REMOVALS)
+@pytest.mark.parametrize("moment", ["hash", "has_value"])
+def test_a_value_stored_while_another_is_removed_is_found(
+    zstd: SwapStore, removal: str, moment: str
+) -> None:
+    key = (Hashed(),)
+    with CompressedMapping(zstd) as mapping:
+        mapping[key] = b"old"
+        stored = 0
+
+        def store() -> None:
+            nonlocal stored
+            stored += 1
+            in_a_thread(lambda: mapping.__setitem__(key, b"new"))
+
+        has_value = mapping._keys._has_value
+
+        def asked(plain: object) -> bool:
+            found = has_value(plain)
+            if not found and not stored:
+                store()
+            return found
+
+        if moment == "hash":
+            Hashed.call = store
+        else:
+            mapping._keys._has_value = asked
+        REMOVALS[removal](mapping, key)
+        Hashed.call = None
+        found = mapping.get(key)
+        if moment == "hash":  # before the value is removed, if at all
+            assert stored == (removal not in {"popitem", "clear"})
+            assert found is None
+        else:
+            assert stored == 1
+            assert found == b"new"
+        assert len(mapping) == len(list(mapping)) == (found is not None)
+        mapping.check_invariants()
+        mapping[key] = b"again"
+        assert list(mapping.items()) == [(key, b"again")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("removal", ["pop", "del", "popitem"])
+def test_threads_remove_each_value_of_a_key_once(zstd: SwapStore, removal: str) -> None:
+    key = ("page", 1.5)
+    until = time.monotonic() + 1
+    stored, removed = [0] * 2, [0] * 2
+
+    def store(number: int) -> None:
+        while time.monotonic() < until:
+            value = b"value %d" % stored[number]
+            stored[number] += mapping.setdefault(key, value) is value
+
+    def remove(number: int) -> None:
+        while time.monotonic() < until:
+            try:
+                REMOVALS[removal](mapping, key)
+                removed[number] += 1
+            except KeyError:
+                pass
+
+    before = sys.getswitchinterval()
+    with CompressedMapping(zstd) as mapping:
+        threads = [
+            threading.Thread(target=call, args=(number,))
+            for call in (store, remove)
+            for number in range(2)
+        ]
+        sys.setswitchinterval(1e-5)
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:
+            sys.setswitchinterval(before)
+        left = len(mapping)
+        assert left == len(list(mapping)) == mapping.delete_many([key])
+        assert sum(stored) == sum(removed) + left
+        mapping.check_invariants()
+        assert not mapping._keys.has_objects
+        assert not mapping._keys._known
+
+
+def test_a_key_stored_again_during_a_sweep_is_found(zstd: SwapStore) -> None:
+    keys = [(Hashed(), number) for number in range(63)]
+    with CompressedMapping(zstd) as mapping:
+        for key in keys:
+            mapping.set(key, b"value", ttl=1)
+        shift_clock(2)
+        try:
+            mapping.expire()
+            stored_again = 0
+
+            def again() -> None:
+                nonlocal stored_again
+                stored_again += 1
+                mapping[keys[-1]] = b"again"
+
+            has_value = mapping._keys._has_value
+
+            def asked(plain: object) -> bool:
+                found = has_value(plain)
+                if not found and not stored_again:
+                    in_a_thread(again)
+                return found
+
+            mapping._keys._has_value = asked
+            mapping["more", 1.5] = b"value"
+            assert stored_again == 1
+            assert mapping[keys[-1]] == b"again"
+            assert len(mapping) == len(list(mapping)) == len(mapping._keys._known) == 2
+            mapping.check_invariants()
+        finally:
+            shift_clock(-2)
