@@ -87,18 +87,18 @@ RUNS = {
     ),
     "cluster-cases": Run("--parts cases", "--parts cases --cases retire_workers"),
     "worker_data-persist": Run(
-        "--works persist-frame,persist-array,persist-noise --limit-mib 512 --mib 768",
-        "--rounds 1 --mib 64 --data dask,batchzip --works persist-frame",
+        "--works persist-frame,persist-array,persist-noise --rounds 2 --limit-mib 512 --mib 768",
+        "--works persist-frame --rounds 1 --mib 64 --data dask,batchzip",
     ),
     "worker_data-move": Run(
-        "--works shuffle-tasks,shuffle-p2p,rechunk-tasks,rechunk-p2p --data dask,dask-plain,batchzip "
+        "--works shuffle-tasks,shuffle-p2p,rechunk-tasks --data dask,dask-plain,batchzip "
         "--rounds 2 --limit-mib 512 --mib 384 --timeout-s 60",
-        "--rounds 1 --mib 64 --data dask,batchzip --works rechunk-tasks",
+        "--works rechunk-tasks --rounds 1 --mib 64 --data dask,batchzip",
     ),
     "worker_data-256": Run(
-        "--works persist-frame,persist-array,persist-noise --data dask,batchzip "
+        "--works persist-array,persist-noise --data dask,batchzip "
         "--rounds 2 --limit-mib 256 --mib 416 --timeout-s 60",
-        "--rounds 1 --mib 64 --data batchzip --works persist-array",
+        "--works persist-array --rounds 1 --mib 64 --data batchzip",
     ),
     "dask_backlog": Run("", "--rounds 1 --batches 500"),
     "dask_hosts": Run("", "--hosts 1 --algorithms lz4 --batches 16 --seconds 0.5 --cpu 50"),

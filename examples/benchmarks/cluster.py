@@ -197,8 +197,8 @@ class Case:
         self.numbers[what] = self.numbers.get(what, 0) + number
 
     def say(self, text: object) -> None:
-        """Record a message that the user gets."""
-        self.said.append(" ".join(str(text).split()))
+        """Record a message that the user gets. Where Python is does not matter."""
+        self.said.append(" ".join(str(text).replace(sys.executable, "python").split()))
 
     def look(self, store: ShardedStore, indices: Sequence[int], named: set[int]) -> None:
         """Count which acknowledged pages exist, were reported as lost, or are missing."""
@@ -664,7 +664,8 @@ def _cases_table(figures: Sequence[Figure]) -> Table:
     for case in dict.fromkeys(str(each.labels["case"]) for each in figures):
         mine = [each for each in figures if each.labels["case"] == case]
         numbers = ", ".join(
-            f"{each.quantity} {each.median:,.4g}".replace(".0 ", " ") for each in mine
+            f"{each.quantity} {each.median:,.{0 if each.median.is_integer() else 2}f}"
+            for each in mine
         )
         table.add_row(case, numbers, mine[0].remark[:400])
     return table
