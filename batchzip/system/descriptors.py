@@ -38,14 +38,17 @@ class _Plugs:
         """Add a user, and open the closed descriptors. Return whether `leave` must be called.
 
         Return False if no descriptor is closed and there is no user. No lock is taken then, because
-        a signal handler may wait for a thread that calls this.
+        a signal handler may wait for a thread that calls this. The descriptors are those of the
+        program if there was no user before they were looked at, and no turn began meanwhile. So a
+        user is counted first, then its turn, and it leaves after its descriptors are closed.
         """
         turns = self._turns
-        if all(map(_is_open, _STANDARD)) and not self._users and self._turns == turns:
+        if not self._users and all(map(_is_open, _STANDARD)) and self._turns == turns:
             return False
         with self._lock:
-            self._turns += not self._users
+            is_first = not self._users
             self._users += 1
+            self._turns += is_first
             try:
                 while (fd := open_nowhere()) in _STANDARD:
                     self._fds.append(fd)
@@ -58,9 +61,9 @@ class _Plugs:
     def leave(self) -> None:
         """Remove a user. The last one closes the descriptors."""
         with self._lock:
-            self._users -= 1
-            while self._fds and not self._users:
+            while self._fds and self._users == 1:
                 os.close(self._fds.pop())
+            self._users -= 1
 
 
 _plugs = _Plugs()

@@ -126,6 +126,69 @@ assert not low
     assert run(source, tmp_path) == "[]"
 
 
+MOMENTS = {
+    "looks": """
+def leave_then(fd, look=descriptors._is_open):
+    found = look(fd)
+    if fd == 2:
+        in_a_thread(descriptors._plugs.leave)
+    return found
+assert descriptors._plugs.take()
+descriptors._is_open = leave_then
+use()
+if descriptors._plugs._users:
+    descriptors._plugs.leave()
+""",
+    "closes": """
+others, looked, left = [], threading.Event(), threading.Event()
+def look_then(fd, look=descriptors._is_open):
+    found = look(fd)
+    if fd == 2:
+        looked.set()
+        left.wait()
+    return found
+def start_then(fd, close=os.close):
+    if not others:
+        others.append(threading.Thread(target=use))
+        others[0].start()
+        looked.wait(0.5)  # it cannot look before this one has left
+    close(fd)
+assert descriptors._plugs.take()
+descriptors._is_open = look_then
+os.close = start_then
+descriptors._plugs.leave()
+left.set()
+others[0].join()
+""",
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_user_who_leaves_while_another_comes_takes_nothing_from_it(
+    moment: str, tmp_path: Path
+) -> None:
+    source = (
+        BEGIN.format(closed=(0, 1, 2))
+        + """
+from batchzip.system import descriptors
+made = []
+def use():
+    with above_standard():
+        made.append(os.memfd_create("mine"))
+def in_a_thread(call):
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
+"""
+        + MOMENTS[moment]
+        + """
+if made[0] < 3:
+    os._exit(3)
+"""
+    )
+    assert run(source, tmp_path) == "[]"
+
+
 @pytest.mark.slow
 def test_a_descriptor_can_be_moved(tmp_path: Path) -> None:
     source = (
