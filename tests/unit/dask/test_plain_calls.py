@@ -77,8 +77,8 @@ def in_a_thread() -> Iterator[Cluster]:
         end = asyncio.Event()
         loop = asyncio.get_running_loop()
         async with a_cluster(2) as cluster:
-            made.set_result(Cluster(loop, cluster))
             ends.append(lambda: loop.call_soon_threadsafe(end.set))
+            made.set_result(Cluster(loop, cluster))
             await end.wait()
 
     ends: list[Callable[[], object]] = []
