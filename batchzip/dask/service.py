@@ -86,10 +86,15 @@ class ShardService:
     async def _open(self, shard: str, store: str, options: bytes) -> Answer:
         self._check_open()
         others = [one.pages for one in self.shards.values()]
-        made = await asyncio.get_running_loop().run_in_executor(
+        making = asyncio.get_running_loop().run_in_executor(
             self.threads,
             lambda: Shard(self, shard, store, others=others, **pickle.loads(options)),
         )
+        try:
+            made = await asyncio.shield(making)
+        except asyncio.CancelledError:
+            making.add_done_callback(_close_unused)
+            raise
         try:
             self._check_open()
         except ClusterLost:
@@ -107,8 +112,10 @@ class ShardService:
     async def _close(self, shard: str) -> Answer:
         made = self.shards.pop(shard)
         made.end()
-        # In a thread, because calls in progress must end first.
-        await asyncio.get_running_loop().run_in_executor(None, made.close)
+        # In a thread, because calls in progress must end first. Nobody else would close it if this
+        # task were cancelled.
+        closing = asyncio.get_running_loop().run_in_executor(None, made.close)
+        await asyncio.shield(closing)
         return {"status": OK}
 
     async def ask(self, address: str, shard: str, method: str, **arguments: Any) -> Answer:
@@ -187,6 +194,12 @@ class ShardService:
             shard.close()
         self.shards.clear()
         self.threads.shutdown(wait=False)
+
+
+def _close_unused(making: asyncio.Future[Shard]) -> None:
+    """Close a shard if it could be made."""
+    if not making.cancelled() and making.exception() is None:
+        making.result().close()
 
 
 def install(dask_worker: Worker) -> None:

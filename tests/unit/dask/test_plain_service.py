@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from distributed.core import Status
+from support.cluster.plain import until
 
 from batchzip import BatchzipError, ClosedError, StoreRejected
 from batchzip.dask import service
@@ -174,5 +177,48 @@ def test_a_service_asks_others_and_takes_none_for_gone() -> None:
         worker.scheduler.batchzip_directory = echo
         assert await found.ask_directory("note", epoch=1) == {"method": "note", "epoch": 1}
         found.threads.shutdown()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("method", ["open", "close"])
+def test_a_shard_is_closed_though_its_request_is_cancelled(
+    monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """A thread is making it, or has not begun to close it, when the request is cancelled."""
+    made: list[Shard] = []
+    gate = threading.Event()
+
+    class Noted(Shard):
+        def __init__(self, *arguments: object, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            made.append(self)
+            if method == "open":
+                gate.wait(60)
+
+    monkeypatch.setattr(service, "Shard", Noted)
+    opened = {"store": "store", "options": dump({})}
+
+    async def directory(**_: Any) -> Any:
+        return None
+
+    async def run() -> None:
+        found, _ = a_service(directory)
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        loop.run_in_executor(None, gate.wait, 60)
+        if method == "close":
+            await found.handle("open", "one", **opened)
+        options = opened if method == "open" else {}
+        request = asyncio.ensure_future(found.handle(method, "one", **options))
+        await asyncio.sleep(0)
+        await until(lambda: made)
+        request.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await request
+        gate.set()
+        await until(lambda: "close" in made[0].done)
+        assert not found.shards
+        await found.close()
 
     asyncio.run(run())
