@@ -15,10 +15,11 @@ class Opaque:
     def data(self) -> bytes | None: ...
 
 class KeyObject:
-    """A key that is kept as an object, and its number. Equal to those with equal keys, until ended.
+    """A key that is kept as an object, with its number.
 
-    A call that stores a value pins it first, so it cannot end before the value is there. Raises
-    TypeError if the key is not hashable.
+    It equals another one with an equal key until one of them ends. A call that stores a value pins
+    it first, so that it cannot end before the value is stored. Raises TypeError if the key is not
+    hashable.
     """
 
     def __init__(self, key: Any, number: int) -> None: ...
@@ -27,16 +28,14 @@ class KeyObject:
     @property
     def number(self) -> int: ...
     @property
-    def pins(self) -> int: ...
-    @property
     def uses(self) -> int: ...
     @property
     def ended(self) -> bool: ...
     def pin(self) -> Pin | None:
-        """Return a Pin, or None if it has ended."""
+        """Pin it. Return the Pin, or None if it has ended."""
 
     def end(self, uses: int) -> bool:
-        """Make it equal to no other one. Return False if it is pinned, or was after `uses` uses."""
+        """End it. Return False if it is pinned, or was pinned since `uses` was read."""
 
 class Pin:
     """Keeps a KeyObject from ending until it is released or freed."""

@@ -18,8 +18,8 @@ Rejected: keeping key objects. A str of ten letters takes 59 bytes, and its slot
 Encoding runs no Python code of a key. Subclasses and other types raise NotPlain, and the caller
 replaces them by plain keys.
 
-A key that is kept as a Python object is a KeyObject, whose number stands for it in the core. Its
-methods run without a change of threads, because they keep the GIL and call no Python code.
+A key that is kept as a Python object is a KeyObject, whose number stands for it in the core. `pin`
+and `end` are atomic: they keep the GIL and call no Python code.
 """
 
 cimport cython
@@ -56,15 +56,16 @@ cdef class Opaque:
 
 
 cdef class KeyObject:
-    """A key that is kept as an object, and its number. Equal to those with equal keys, until ended.
+    """A key that is kept as an object, with its number.
 
-    A call that stores a value pins it first, so it cannot end before the value is there. Raises
-    TypeError if the key is not hashable.
+    It equals another one with an equal key until one of them ends. A call that stores a value pins
+    it first, so that it cannot end before the value is stored. Raises TypeError if the key is not
+    hashable.
     """
 
     cdef readonly object key
     cdef readonly uint64_t number
-    cdef readonly uint64_t pins  # calls that are storing a value
+    cdef uint64_t pins  # calls that are storing a value
     cdef readonly uint64_t uses  # calls of `pin` so far
     cdef readonly bint ended
     cdef Py_hash_t hash
@@ -87,7 +88,7 @@ cdef class KeyObject:
         return self.key == (<KeyObject>other).key
 
     def pin(self):
-        """Return a Pin, or None if it has ended."""
+        """Pin it. Return the Pin, or None if it has ended."""
         cdef Pin pin = Pin.__new__(Pin)
         if self.ended:
             return None
@@ -97,7 +98,7 @@ cdef class KeyObject:
         return pin
 
     def end(self, uint64_t uses) -> bool:
-        """Make it equal to no other one. Return False if it is pinned, or was after `uses` uses."""
+        """End it. Return False if it is pinned, or was pinned since `uses` was read."""
         if self.pins or self.uses != uses:
             return False
         self.ended = True

@@ -112,8 +112,8 @@ class ShardService:
     async def _close(self, shard: str) -> Answer:
         made = self.shards.pop(shard)
         made.end()
-        # In a thread, because calls in progress must end first. Nobody else would close it if this
-        # task were cancelled.
+        # In a thread, because calls in progress must end first. Shielded, because nobody else would
+        # close it if this task were cancelled.
         closing = asyncio.get_running_loop().run_in_executor(None, made.close)
         await asyncio.shield(closing)
         return {"status": OK}

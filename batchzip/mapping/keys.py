@@ -20,7 +20,7 @@ take it, before the key had got another number and the value was stored again.
 Invariants (`fault`)
 * Each value whose key is an object has a KeyObject in both dicts, which has not ended.
 
-Locks: none. Steps of a KeyObject are atomic (core/keys.pyx).
+Locks: none. `pin` and `end` of a KeyObject are atomic (core/keys.pyx).
 """
 
 from __future__ import annotations
@@ -131,14 +131,13 @@ class Keys:
             self._drop(known)
 
     def _drop(self, known: KeyObject) -> None:
-        """Drop a key that has no value and gets none."""
+        """Drop a key, unless it has a value or a call is storing one."""
         uses = known.uses
         try:
-            if known.pins or self._has_value(Opaque(known.number)):
-                return
+            has_value = self._has_value(Opaque(known.number))
         except ClosedError:
             return
-        if known.end(uses):
+        if not has_value and known.end(uses):
             self._objects.pop(known.number, None)
             self._known.pop(known, None)
 

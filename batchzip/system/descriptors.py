@@ -38,10 +38,10 @@ class _Plugs:
         """Add a user, and open the closed descriptors. Return whether `leave` must be called.
 
         Return False if no descriptor is closed and there is no user. No lock is taken then, because
-        a signal handler may wait for a thread that calls this. The descriptors are those of the
-        program if there was no user before they were looked at, and no turn began meanwhile. So a
-        user is counted first, then its turn, and it leaves after its descriptors are closed.
+        a signal handler may wait for a thread that calls this.
         """
+        # Plugs of another user must not pass for descriptors of the program. Such a user is seen
+        # here: it is counted before its plugs are opened, and until they are closed.
         turns = self._turns
         if not self._users and all(map(_is_open, _STANDARD)) and self._turns == turns:
             return False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from batchzip import (
     SwapStore,
 )
 from batchzip.core.records import shift_clock
-from batchzip.testing.plain import SLACK_S
+from batchzip.testing.plain import in_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -101,11 +100,23 @@ class Hashed:
         return 7
 
 
-def in_a_thread(call: Callable[[], object]) -> None:
-    thread = threading.Thread(target=call)
-    thread.start()
-    thread.join(SLACK_S)
-    assert not thread.is_alive()
+def when_one_is_absent(mapping: CompressedMapping, call: Callable[[], None]) -> list[None]:
+    """Call something in a thread the first time that a key is found to have no value.
+
+    Return a list that is empty until then.
+    """
+    has_value = mapping._keys._has_value
+    called: list[None] = []
+
+    def asked(plain: object) -> bool:
+        found = has_value(plain)
+        if not found and not called:
+            called.append(None)
+            in_threads(1, lambda _: call())
+        return found
+
+    mapping._keys._has_value = asked
+    return called
 
 
 REMOVALS: dict[str, Callable[[CompressedMapping, Any], object]] = {
@@ -125,33 +136,27 @@ def test_a_value_stored_while_another_is_removed_is_found(
     key = (Hashed(),)
     with CompressedMapping(zstd) as mapping:
         mapping[key] = b"old"
-        stored = 0
+        stored: list[None] = []
 
-        def store() -> None:
-            nonlocal stored
-            stored += 1
-            in_a_thread(lambda: mapping.__setitem__(key, b"new"))
+        def store(_: int = 0) -> None:
+            mapping[key] = b"new"
 
-        has_value = mapping._keys._has_value
-
-        def asked(plain: object) -> bool:
-            found = has_value(plain)
-            if not found and not stored:
-                store()
-            return found
+        def store_now() -> None:
+            stored.append(None)
+            in_threads(1, store)
 
         if moment == "hash":
-            Hashed.call = store
+            Hashed.call = store_now
         else:
-            mapping._keys._has_value = asked
+            stored = when_one_is_absent(mapping, store)
         REMOVALS[removal](mapping, key)
         Hashed.call = None
         found = mapping.get(key)
         if moment == "hash":  # before the value is removed, if at all
-            assert stored == (removal not in {"popitem", "clear"})
+            assert len(stored) == (removal not in {"popitem", "clear"})
             assert found is None
         else:
-            assert stored == 1
+            assert len(stored) == 1
             assert found == b"new"
         assert len(mapping) == len(list(mapping)) == (found is not None)
         mapping.check_invariants()
@@ -181,17 +186,9 @@ def test_threads_remove_each_value_of_a_key_once(zstd: SwapStore, removal: str) 
 
     before = sys.getswitchinterval()
     with CompressedMapping(zstd) as mapping:
-        threads = [
-            threading.Thread(target=call, args=(number,))
-            for call in (store, remove)
-            for number in range(2)
-        ]
         sys.setswitchinterval(1e-5)
         try:
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+            in_threads(4, lambda number: (store, remove)[number % 2](number // 2))
         finally:
             sys.setswitchinterval(before)
         left = len(mapping)
@@ -210,24 +207,9 @@ def test_a_key_stored_again_during_a_sweep_is_found(zstd: SwapStore) -> None:
         shift_clock(2)
         try:
             mapping.expire()
-            stored_again = 0
-
-            def again() -> None:
-                nonlocal stored_again
-                stored_again += 1
-                mapping[keys[-1]] = b"again"
-
-            has_value = mapping._keys._has_value
-
-            def asked(plain: object) -> bool:
-                found = has_value(plain)
-                if not found and not stored_again:
-                    in_a_thread(again)
-                return found
-
-            mapping._keys._has_value = asked
+            stored = when_one_is_absent(mapping, lambda: mapping.set(keys[-1], b"again"))
             mapping["more", 1.5] = b"value"
-            assert stored_again == 1
+            assert len(stored) == 1
             assert mapping[keys[-1]] == b"again"
             assert len(mapping) == len(list(mapping)) == len(mapping._keys._known) == 2
             mapping.check_invariants()

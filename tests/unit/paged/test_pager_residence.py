@@ -93,6 +93,7 @@ def test_pages_about_to_be_evicted_get_a_second_chance() -> None:
         assert grown["second_chances"] + left >= before["candidate_pages"]
         assert grown["restored_pages"] <= before["stored_pages"] + left
         assert after["second_chances"] > 0
+        assert after["faults_minor"] > 0
 
 
 def test_pages_in_use_stay_though_all_others_go_through_memory() -> None:

@@ -164,9 +164,7 @@ others[0].join()
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_a_user_who_leaves_while_another_comes_takes_nothing_from_it(
-    moment: str, tmp_path: Path
-) -> None:
+def test_no_user_gets_a_standard_number_while_others_leave(moment: str, tmp_path: Path) -> None:
     source = (
         BEGIN.format(closed=(0, 1, 2))
         + """
