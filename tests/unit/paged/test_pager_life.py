@@ -137,6 +137,7 @@ def test_views_of_every_kind_keep_the_memory(region: Region) -> None:
         )
     del view
     while views:
+        region.pager.check_invariants()  # waits for what is under way
         assert region.figures["stored_pages"] + region.figures["resident_pages"] == 100
         views.pop()
     assert region.figures["stored_pages"] == region.figures["resident_pages"] == 0
