@@ -35,7 +35,7 @@ class KeyObject:
         """Pin it. Return the Pin, or None if it has ended."""
 
     def end(self, uses: int) -> bool:
-        """End it. Return False if it is pinned, or was pinned since `uses` was read."""
+        """End it. Return False if it is pinned, or was at any time since `uses` was read."""
 
 class Pin:
     """Keeps a KeyObject from ending until it is released or freed."""

@@ -18,8 +18,8 @@ Rejected: keeping key objects. A str of ten letters takes 59 bytes, and its slot
 Encoding runs no Python code of a key. Subclasses and other types raise NotPlain, and the caller
 replaces them by plain keys.
 
-A key that is kept as a Python object is a KeyObject, whose number stands for it in the core. `pin`
-and `end` are atomic: they keep the GIL and call no Python code.
+A key that is kept as a Python object is a KeyObject, whose number stands for it in the core. `pin`,
+`release` and `end` are atomic: they keep the GIL and call no Python code.
 """
 
 cimport cython
@@ -66,7 +66,7 @@ cdef class KeyObject:
     cdef readonly object key
     cdef readonly uint64_t number
     cdef uint64_t pins  # calls that are storing a value
-    cdef readonly uint64_t uses  # calls of `pin` so far
+    cdef readonly uint64_t uses  # pins made and pins released so far
     cdef readonly bint ended
     cdef Py_hash_t hash
 
@@ -98,11 +98,15 @@ cdef class KeyObject:
         return pin
 
     def end(self, uint64_t uses) -> bool:
-        """End it. Return False if it is pinned, or was pinned since `uses` was read."""
+        """End it. Return False if it is pinned, or was at any time since `uses` was read."""
         if self.pins or self.uses != uses:
             return False
         self.ended = True
         return True
+
+    cdef void unpin(self) noexcept:
+        self.pins -= 1
+        self.uses += 1
 
 
 @cython.no_gc  # it lives within one call, and __dealloc__ needs what it refers to
@@ -113,13 +117,13 @@ cdef class Pin:
 
     def __dealloc__(self):
         if self.held is not None:
-            self.held.pins -= 1
+            self.held.unpin()
 
     def release(self):
         """Release the KeyObject, and return it."""
         cdef KeyObject held = self.held
         self.held = None
-        held.pins -= 1
+        held.unpin()
         return held
 
 

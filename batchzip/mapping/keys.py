@@ -9,7 +9,7 @@ Each key that is kept as an object has a KeyObject, which a dict finds by the ke
 the `__hash__` and `__eq__` of the tuple's items. No lock is held then, so they may use the mapping.
 
     add      find or make the KeyObject, and pin it ─▶ store the value ─▶ unpin: drop if no value
-    forget   no value, no pin since before that was asked ─▶ end the KeyObject ─▶ drop it
+    forget   no value, and not pinned since before that was asked ─▶ end the KeyObject ─▶ drop it
 
 A KeyObject that has ended is equal to no key, so the next value of the key gets a number of its
 own. Every value therefore has a KeyObject that a lookup finds, whatever other threads remove.

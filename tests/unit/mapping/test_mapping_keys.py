@@ -13,11 +13,15 @@ from batchzip import (
     NotStorable,
     SwapStore,
 )
+from batchzip.core.keys import Opaque
 from batchzip.core.records import shift_clock
+from batchzip.mapping.keys import Keys
 from batchzip.testing.plain import in_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from batchzip.core.keys import Pin
 
 # Keys
 
@@ -162,6 +166,34 @@ def test_a_value_stored_while_another_is_removed_is_found(
         mapping.check_invariants()
         mapping[key] = b"again"
         assert list(mapping.items()) == [(key, b"again")]
+
+
+def test_a_value_whose_storing_began_before_another_was_removed_is_found() -> None:
+    values: set[object] = set()
+    pins: list[Pin] = []
+
+    def has_value(plain: object) -> bool:
+        found = number_of(plain) in values
+        while pins:  # the other call stores its value now
+            values.add(number_of(plain))
+            keys.unpin(pins.pop())
+        return found
+
+    def number_of(plain: object) -> int:
+        assert isinstance(plain, Opaque)
+        return plain.number
+
+    keys = Keys(None, has_value)
+    plain, pin = keys.add(("page", 1.5))
+    assert pin is not None
+    pins.append(pin)
+    keys.forget(plain)
+    assert values
+    assert keys.back([plain]) == [("page", 1.5)]
+    assert keys.fault([plain]) is None
+    values.clear()
+    keys.forget(plain)
+    assert not keys.has_objects
 
 
 @pytest.mark.slow
