@@ -72,7 +72,7 @@ RUNS = {
     "pool": Run("", "--rounds 1 --pages 512 --largest 10000"),
     "store": Run("", "--rounds 1 --pages 512 --algorithms lz4"),
     "store-clients-16": Run(
-        "--parts clients --threads 16",
+        "--parts clients --threads 16 --algorithms lz4",
         "--parts clients --threads 16 --rounds 1 --pages 512 --algorithms lz4",
     ),
     "steps": Run("", "--rounds 1 --pages 512"),

@@ -6,8 +6,7 @@ Markers in the documents call them:
     …
     <!-- [[[end]]] -->
 
-A block whose results were not kept yet stays as it is, with a note above it. If it is empty, the
-note says so.
+A block whose results are missing says so.
 """
 
 from __future__ import annotations
@@ -34,10 +33,8 @@ FOLDER = Path(__file__).parent
 results = FOLDER / "results"
 """Where the results are."""
 
-kept: list[str] = []
-"""Results that are missing, so that their blocks were kept."""
-
-NOTE = "*Measured before results were kept as data. It stays until it is measured again.*\n\n"
+absent: list[str] = []
+"""Results that are missing."""
 
 UNMEASURED = "*Not measured yet: `all.py` measures it.*"
 
@@ -49,12 +46,10 @@ def script_of(name: str) -> Script:
 
 
 def _block(names: tuple[str, ...], make: Callable[[list[Result]], str]) -> None:
-    cog = _cog()
     paths = [results / f"{name}.json" for name in names]
     if missing := [path for path in paths if not path.exists()]:
-        kept.extend(path.relative_to(results).with_suffix("").as_posix() for path in missing)
-        before = cog.previous.strip("\n").removeprefix(NOTE)
-        _write(UNMEASURED if before in {"", UNMEASURED} else NOTE + before)
+        absent.extend(path.relative_to(results).with_suffix("").as_posix() for path in missing)
+        _write(UNMEASURED)
     else:
         _write(make([load(path) for path in paths]))
 

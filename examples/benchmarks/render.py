@@ -128,8 +128,8 @@ def main() -> int:
             if not options.check:
                 rendering.picture_path(name).parent.mkdir(parents=True, exist_ok=True)
                 rendering.draw(name)
-    for name in dict.fromkeys(blocks.kept):
-        print(f"no result {name}.json yet: its figures stay as they are", file=sys.stderr)
+    for name in dict.fromkeys(blocks.absent):
+        print(f"no result {name}.json: the documents say so", file=sys.stderr)
     for name in stale:
         print(f"{name}: {'out of date, run this without --check' * options.check or 'written'}")
     return 1 if options.check and stale else 0
