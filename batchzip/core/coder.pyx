@@ -704,6 +704,11 @@ cdef class Coders:
         self.give(coder)
         return coder.native
 
+    @property
+    def in_use(self) -> int:
+        """Number of coders that calls are using."""
+        return len(self.every) - len(self.unused)
+
     cdef Coder take(self):
         if self.unused:
             return <Coder>self.unused.pop()

@@ -1,6 +1,7 @@
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
-from batchzip.core.entries cimport Prepared
+from batchzip.core.coder cimport Coders
+from batchzip.core.entries cimport EntriesState, Prepared
 
 cdef struct FolioState:
     Prepared new
@@ -14,6 +15,13 @@ cdef struct FolioState:
     size_t output_room
     size_t output_used
 
+cdef struct Place:  # where a folio is published, as arguments of `entries_publish`
+    EntriesState *entries
+    uint64_t first
+    bint may_go_elsewhere
+    uint64_t limit
+    int code  # its result
+
 
 cdef class Folio:
     cdef FolioState state
@@ -24,4 +32,7 @@ cdef class Folio:
     cdef list copies  # private copies of pages that are stored raw
     cdef int make_room(self, size_t count) except -1
     cdef int make_outputs(self, size_t size) except -1
+    cdef int compress_all(
+        self, Coders coders, uint8_t number, bint keep_poor, bint keep_failed, Place *place
+    ) except -1
     cdef void drop_pages(self) noexcept

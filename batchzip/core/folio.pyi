@@ -15,6 +15,17 @@ class Folio:
     def compress(
         self, coders: Coders, number: int, *, keep_poor: bool, keep_failed: bool
     ) -> int: ...
+    def store(
+        self,
+        coders: Coders,
+        number: int,
+        entries: Entries,
+        first: int,
+        *,
+        keep_poor: bool,
+        may_go_elsewhere: bool,
+        limit: int | None,
+    ) -> int: ...
     def sort_out(self) -> int: ...
     def lend(self, first: int, most: int, pointers: Pointers) -> list[int]: ...
     def page(self, number: int) -> bytes: ...

@@ -7,6 +7,9 @@ Kernel counterpart: zswap_store_pages with the batched zswap_compress.
                         └─▶ does not shrink: the page itself
     ─▶ checksum ─▶ publish(entries): one step under the mutex (entries.pyx)
 
+`store` compresses here and publishes without the GIL in between: taking it again can take longer
+than a step, if other threads use the store.
+
 The checksum is computed from the very bytes that are copied to the pool: an output, or a private
 copy of a page that is stored raw. If the owner changes a page during the call, some version of it
 is stored, but never an entry that cannot be read.
@@ -27,7 +30,7 @@ from cpython.buffer cimport (
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EBADF, ENOSPC
-from libc.stdint cimport UINT64_MAX, int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
@@ -38,6 +41,7 @@ from batchzip.core.coder cimport (
 from batchzip.core.gather cimport checksum_of
 from batchzip.core.entries cimport Entries, entries_publish
 from batchzip.core.memory cimport bz_calloc, bz_malloc, bz_realloc
+from batchzip.core.pool cimport limit_of
 from batchzip.core.table cimport (
     COMPRESSED, RAW, SAME_FILLED, Entry, check_word, is_same_filled,
 )
@@ -280,6 +284,33 @@ cdef class Folio:
         raw that do not shrink. `keep_failed` does so for every page that the codec fails to
         compress. Signal handlers run every 50 ms. An exception of a handler ends the call.
         """
+        self.compress_all(coders, number, keep_poor, keep_failed, NULL)
+        return self.state.failed
+
+    def store(
+        self, Coders coders not None, uint8_t number, Entries entries not None, uint64_t first, *,
+        bint keep_poor, bint may_go_elsewhere, limit
+    ) -> int:
+        """Compress the pages as `compress` does, and publish them unless one cannot be stored.
+
+        Return the number of pages that cannot be stored, or what `publish` returns.
+        """
+        cdef Place place
+        place.entries = &entries.state
+        place.first = first
+        place.may_go_elsewhere = may_go_elsewhere
+        place.limit = limit_of(limit)
+        place.code = 0
+        entries.refuse()
+        self.compress_all(coders, number, keep_poor, False, &place)
+        if place.code == -EBADF:
+            entries.refuse()
+        return place.code if place.code else <int>self.state.failed
+
+    cdef int compress_all(
+        self, Coders coders, uint8_t number, bint keep_poor, bint keep_failed, Place *place
+    ) except -1:
+        """Compress all pages. If none failed, publish them at a place, unless that is NULL."""
         cdef FolioState *state = &self.state
         cdef Coder coder
         cdef int64_t done = 0
@@ -291,6 +322,11 @@ cdef class Folio:
                     done = _compress(
                         state, <uint32_t>done, &coder.state, number, keep_poor, keep_failed
                     )
+                    if place is not NULL and done == state.new.count and not state.failed:
+                        place.code = entries_publish(
+                            place.entries, place.first, &state.new, False, place.may_go_elsewhere,
+                            place.limit,
+                        )
                 if done == ABORT:
                     raise_callback_error(&coder.state)
                 if done < state.new.count:
@@ -300,7 +336,7 @@ cdef class Folio:
         if state.failed:
             coders.add_errors([code for code in self.errors() if code])
         coders.add_batch(COMPRESS)
-        return state.failed
+        return 0
 
     def sort_out(self) -> int:
         """Find the same-filled pages. Return the number of others, which can be lent."""
@@ -397,7 +433,7 @@ cdef class Folio:
         Return 0, −ENOMEM, −ENOSPC (the pool's limit) or −EDQUOT (the group's limit). After an error
         the indices hold nothing. If the folio `may_go_elsewhere`, they keep what they held.
         """
-        cdef uint64_t most = UINT64_MAX if limit is None else min(limit, UINT64_MAX)
+        cdef uint64_t most = limit_of(limit)
         cdef uint32_t number
         cdef int code
         cdef bint in_file = where is not None

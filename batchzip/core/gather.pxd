@@ -1,6 +1,6 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
-from batchzip.core.coder cimport CoderState
+from batchzip.core.coder cimport Coder, Coders, CoderState
 from batchzip.core.entries cimport Entries, EntriesState
 from batchzip.core.table cimport Entry
 
@@ -41,9 +41,13 @@ cdef class Gathered:
     cdef readonly Entries entries
     cdef Row *rows
     cdef readonly uint32_t count
+    cdef readonly bint is_checked  # whether `check` or `load_many` has set the rows' outcomes
     cdef uint8_t *copies
     cdef list given  # keeps the bytes that `supply` got
     cdef uint64_t reused  # `Objects.reused` when the entries were gathered
     cdef readonly int64_t started  # when `load` began, if that call is timed; otherwise 0
     cdef int make_rows(self, size_t count) except -1
+    cdef int restore_from(
+        self, uint32_t at, uint8_t number, Coders coders, Coder coder, uint8_t *pages
+    ) except -1
     cdef int64_t _exchange(self, uint32_t row, bytes output, uint8_t number)

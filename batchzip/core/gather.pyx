@@ -4,6 +4,7 @@
     supply(row, bytes)         give an object of the backing file, which the caller has read
     check(pages)               verify checksums; restore same-filled and raw pages
     restore(…)                 decompress the others in this thread; or lend(…) them to lanes
+    load_many(…)               gather, check and restore in one step, if no page is in the file
     to_file, to_pool, take     change the entries, if they are still the gathered ones
 
 No other thread waits for a codec or a file. The copies were current when the mutex was held, and
@@ -18,6 +19,9 @@ number of the codec, so no codec decodes the output of another.
 
 Rejected: decompressing from the pool itself. Objects could then neither move nor be freed until the
 last lane is done. A copy costs 0.1 µs per page, and the checksum reads the bytes anyway.
+
+`load_many` gives up the GIL once, not three times: taking it again can take longer than a step, if
+other threads use the store.
 
 A Gathered belongs to one thread at a time.
 """
@@ -289,10 +293,56 @@ def gather(Entries entries not None, indices, *, bint use=False) -> Gathered:
     `use`      whether this counts as a use of the pages. All of them must then be stored: raise
                PageNotStored otherwise.
     """
+    cdef Gathered gathered = _begin(entries, indices)
+    cdef int64_t outcome
+    with nogil:
+        outcome = _gather_locked(&entries.state, gathered, use)
+    _end(gathered, outcome)
+    return gathered
+
+
+def load_many(
+    Entries entries not None, indices, pages, Coders coders, uint8_t number
+) -> Gathered:
+    """Gather pages for use, as `gather` does, and restore them to the rows of `pages`.
+
+    Pages that need no codec are restored, and those of the codec `number` if its `coders` are
+    given, in this thread. No page is if one of them is in the backing file: `is_checked` is False
+    then. Signal handlers run every 50 ms.
+    """
+    cdef Gathered gathered = _begin(entries, indices)
+    cdef Coder coder = None
+    cdef CoderState *state = NULL
+    cdef Py_buffer view
+    cdef int64_t outcome
+    cdef uint32_t at
+    PyObject_GetBuffer(pages, &view, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE)
+    try:
+        if coders is not None:
+            coder = coders.take()
+            state = &coder.state
+        at = gathered.count
+        with nogil:
+            outcome = _gather_locked(&entries.state, gathered, True)
+            if outcome == 0 and not _is_any_in_file(gathered):
+                gathered.is_checked = True
+                if _check(gathered, <uint8_t *>view.buf) and state is not NULL:
+                    at = _restore(gathered, 0, number, state, <uint8_t *>view.buf)
+        _end(gathered, outcome)
+        if coders is not None:
+            gathered.restore_from(at, number, coders, coder, <uint8_t *>view.buf)
+    finally:
+        PyBuffer_Release(&view)
+        if coder is not None:
+            coders.give(coder)
+    return gathered
+
+
+cdef Gathered _begin(Entries entries, indices):
+    """Return a Gathered with the indices. Raise ClosedError or MemoryError."""
     cdef Gathered gathered = Gathered.__new__(Gathered)
     cdef Py_buffer view
     cdef uint32_t number
-    cdef int64_t outcome
     gathered.entries = entries
     entries.refuse()
     if type(indices) is int:
@@ -307,16 +357,34 @@ def gather(Entries entries not None, indices, *, bint use=False) -> Gathered:
         finally:
             PyBuffer_Release(&view)
     gathered.reused = entries.objects.state.reused
-    with nogil:
-        pool_lock(entries.state.objects.pool)
-        outcome = _gather(&entries.state, gathered, use)
-        pool_unlock(entries.state.objects.pool)
-    entries.refuse()
+    return gathered
+
+
+cdef int _end(Gathered gathered, int64_t outcome) except -1:
+    """Raise the error of an outcome of `_gather`."""
+    gathered.entries.refuse()
     if outcome < 0:
         raise MemoryError("no memory for copies of stored objects")
     if outcome:
         raise PageNotStored(<int64_t>gathered.rows[outcome - 1].index)
-    return gathered
+    return 0
+
+
+cdef int64_t _gather_locked(EntriesState *entries, Gathered gathered, bint use) noexcept nogil:
+    """Take the pool's mutex for `_gather`."""
+    cdef int64_t outcome
+    pool_lock(entries.objects.pool)
+    outcome = _gather(entries, gathered, use)
+    pool_unlock(entries.objects.pool)
+    return outcome
+
+
+cdef bint _is_any_in_file(Gathered gathered) noexcept nogil:
+    cdef uint32_t number
+    for number in range(gathered.count):
+        if is_in_file(&gathered.rows[number].entry):
+            return True
+    return False
 
 
 cdef class Gathered:
@@ -414,29 +482,12 @@ cdef class Gathered:
         Return the number of rows that wait for a codec.
         """
         cdef Py_buffer view
-        cdef size_t size = self.entries.objects.page_size
-        cdef uint32_t number, pending = 0
-        cdef Row *row
-        cdef uint8_t *page
+        cdef uint32_t pending
         PyObject_GetBuffer(pages, &view, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE)
         with nogil:
-            for number in range(self.count):
-                row = &self.rows[number]
-                page = <uint8_t *>view.buf + number * size
-                _verify(row)
-                if row.outcome < 0:
-                    continue
-                if row.entry.kind == SAME_FILLED:
-                    fill_page(page, row.entry.value, size)
-                elif row.entry.kind != ABSENT and row.entry.codec == 0:
-                    if row.length == size:
-                        memcpy(page, row.data, size)
-                    else:
-                        row.outcome = -EBADMSG
-                elif row.entry.kind != ABSENT:
-                    row.outcome = PENDING
-                    pending += 1
+            pending = _check(self, <uint8_t *>view.buf)
         PyBuffer_Release(&view)
+        self.is_checked = True
         return pending
 
     def pending(self) -> dict[int, int]:
@@ -453,23 +504,27 @@ cdef class Gathered:
         """Restore the rows that wait for a codec, in this thread, and run signal handlers."""
         cdef Py_buffer view
         cdef Coder coder = coders.take()
-        cdef uint32_t at = 0
         PyObject_GetBuffer(pages, &view, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE)
         try:
-            while at < self.count:
-                with nogil:
-                    at = _restore(
-                        self.rows, self.count, at, number, &coder.state, <uint8_t *>view.buf
-                    )
-                raise_callback_error(&coder.state)
-                if at < self.count:
-                    PyErr_CheckSignals()
+            self.restore_from(0, number, coders, coder, <uint8_t *>view.buf)
         finally:
             PyBuffer_Release(&view)
             coders.give(coder)
+
+    cdef int restore_from(
+        self, uint32_t at, uint8_t number, Coders coders, Coder coder, uint8_t *pages
+    ) except -1:
+        """Restore the rows from `at` on that wait for a codec. Note the errors of all rows."""
+        raise_callback_error(&coder.state)
+        while at < self.count:
+            PyErr_CheckSignals()
+            with nogil:
+                at = _restore(self, at, number, &coder.state, pages)
+            raise_callback_error(&coder.state)
         for at in range(self.count):
             if self.rows[at].outcome < 0 and self.rows[at].entry.codec == number:
                 coders.add_errors([self.rows[at].outcome])
+        return 0
 
     def lend(self, uint8_t number, pages, Pointers pointers not None, lengths) -> list[int]:
         """Set a batch's inputs to the rows that wait for a codec, and its outputs to their pages.
@@ -632,16 +687,42 @@ cdef void _verify(Row *row) noexcept nogil:
         row.outcome = -EBADMSG
 
 
+cdef uint32_t _check(Gathered gathered, uint8_t *pages) noexcept nogil:
+    """Verify all rows, restore those that need no codec, and return the number of the others."""
+    cdef size_t size = gathered.entries.objects.state.pool.page_size
+    cdef uint32_t number, pending = 0
+    cdef Row *row
+    cdef uint8_t *page
+    for number in range(gathered.count):
+        row = &gathered.rows[number]
+        page = pages + number * size
+        _verify(row)
+        if row.outcome < 0:
+            continue
+        if row.entry.kind == SAME_FILLED:
+            fill_page(page, row.entry.value, size)
+        elif row.entry.kind != ABSENT and row.entry.codec == 0:
+            if row.length == size:
+                memcpy(page, row.data, size)
+            else:
+                row.outcome = -EBADMSG
+        elif row.entry.kind != ABSENT:
+            row.outcome = PENDING
+            pending += 1
+    return pending
+
+
 cdef uint32_t _restore(
-    Row *rows, uint32_t count, uint32_t at, uint8_t number, CoderState *coder, uint8_t *pages
+    Gathered gathered, uint32_t at, uint8_t number, CoderState *coder, uint8_t *pages
 ) noexcept nogil:
     """Restore rows from `at` on, for up to 50 ms. Return the next row."""
+    cdef uint32_t count = gathered.count
     cdef Tally *tally = &coder.tallies[DECOMPRESS]
     cdef size_t size = coder.page_size
     cdef int64_t restored, now = bz_now_ns(), started = now
     cdef Row *row
     while at < count:
-        row = &rows[at]
+        row = &gathered.rows[at]
         if row.outcome == PENDING and row.entry.codec == number:
             restored = restore_page(coder, row.data, row.length, pages + at * size, True)
             if restored == ABORT:

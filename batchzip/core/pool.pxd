@@ -19,6 +19,7 @@ cdef uint8_t *pool_bytes(PoolState *pool, uint64_t handle, uint32_t *length) noe
 cdef uint32_t pool_free(PoolState *pool, uint64_t handle) noexcept nogil
 # Call it after a batch of frees: return idle memory beyond the reserve to the system.
 cdef void pool_settle(PoolState *pool) noexcept nogil
+cdef uint64_t limit_of(limit) except? 0
 
 
 cdef class Allocator:

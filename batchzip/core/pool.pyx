@@ -339,7 +339,7 @@ cdef class Allocator:
         pool.grain_shift = max(<int>pool.length_bits - 8, 4)
         pool.page_shift = bz_log2(page)
         pthread_mutex_init(&pool.mutex, NULL)
-        pool.limit = _limit(limit)
+        pool.limit = limit_of(limit)
         memory_create(&pool.data, name, FIRST_BYTES, LEAST_BYTES)
         memory_create(&pool.words, f"{name}-words", FIRST_BYTES // 64, page, keeps=True)
         if memory_reserve(&pool.words, 0, page):
@@ -386,7 +386,7 @@ cdef class Allocator:
 
     def set_limit(self, limit) -> None:
         """Set the limit of the bytes held; None means no limit."""
-        cdef uint64_t most = _limit(limit)
+        cdef uint64_t most = limit_of(limit)
         self.refuse()
         with nogil:
             pool_lock(&self.state)
@@ -745,7 +745,8 @@ cdef Py_ssize_t _find_bad(PoolState *pool, uint32_t count, const uint64_t *handl
     return -1
 
 
-cdef uint64_t _limit(limit) except? 0:
+cdef uint64_t limit_of(limit) except? 0:
+    """Return a limit of bytes; None means that there is none."""
     return UINT64_MAX if limit is None else min(limit, <object>UINT64_MAX)
 
 

@@ -140,6 +140,15 @@ class LanesBackend(Backend):
 
     # Batches.
 
+    def works_alone(self, count: int) -> bool:
+        """Return whether the calling thread alone does a batch of `count` pages.
+
+        It does while callers keep all CPUs busy: sharing batches would only cost time.
+        """
+        if self.isolate:
+            return False
+        return count == 1 or self.coders.in_use > self.workers
+
     def execute(self, batch: Batch) -> None:
         """Do a batch, together with the lanes where that is faster."""
         pointers = batch.pointers

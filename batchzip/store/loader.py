@@ -1,6 +1,7 @@
 """Loader: restores pages from their entries, and removes them from the store on request.
 
     one page, in memory, of the current codec    core's `load`: one call (group.py)
+    several, as long as lanes are not needed     core's `load_many`: one call
     everything else                              Gathered: copies taken at one moment
         bytes in the file ─▶ checksums ─▶ pages that need no codec ─▶ the others, by codec:
                                                 in this thread, or by the engine's lanes
@@ -23,7 +24,7 @@ import numpy as np
 
 from batchzip.batch.decompress import DecompressBatch
 from batchzip.batch.descriptor import Batch
-from batchzip.core.gather import Gathered, gather
+from batchzip.core.gather import Gathered, load_many
 from batchzip.core.table import IN_FILE, Kind
 from batchzip.errors import ClosedError, CorruptPage, PageError
 
@@ -59,14 +60,22 @@ class Loader:
     def load_many(self, where: npt.NDArray[np.int64], pages: Bytes, *, exclusive: bool) -> None:
         """Restore pages to the rows of `pages`. Raise the errors of `Group.load_many`."""
         where = np.ascontiguousarray(where)
-        gathered = gather(self._entries, where, use=True)
-        self._finish(gathered, where, pages, exclusive=exclusive)
+        self._finish(self._gather(where, pages), where, pages, exclusive=exclusive)
+
+    def _gather(self, where: npt.NDArray[np.int64], pages: Bytes) -> Gathered:
+        """Gather pages, and restore those that this thread can restore at once."""
+        resources = self._resources
+        writer = resources.writer  # keeps its number from being given to another codec
+        engine, coders = writer.engine, None
+        if engine.closed or engine.works_alone(len(where)):
+            coders = resources.objects.coders_of(writer.number)
+        return load_many(self._entries, where, pages, coders, writer.number)
 
     def _finish(
         self, gathered: Gathered, where: npt.NDArray[np.int64], pages: Bytes, *, exclusive: bool
     ) -> None:
         while not self._restore(gathered, pages, exclusive=exclusive):
-            gathered = gather(self._entries, where, use=True)
+            gathered = self._gather(where, pages)
 
     def _restore(self, gathered: Gathered, pages: Bytes, *, exclusive: bool) -> bool:
         """Restore once. Return False if an entry has changed and has to be gathered again."""
@@ -93,9 +102,11 @@ def restore(resources: Resources, gathered: Gathered, pages: Bytes) -> dict[int,
     Errors of rows that could not be restored are kept in `gathered`. Return the errors of the file
     by row, as `read` does.
     """
-    causes = read(resources, gathered)
-    waiting = gathered.pending() if gathered.check(pages) else {}
-    for number, count in waiting.items():
+    causes: dict[int, OSError] = {}
+    if not gathered.is_checked:
+        causes = read(resources, gathered)
+        gathered.check(pages)
+    for number, count in gathered.pending().items():
         engine = resources.engine_of(number)
         alone = engine is None or engine.closed or engine.works_alone(count)
         if alone or not _use_lanes(engine, gathered, number, pages):

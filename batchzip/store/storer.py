@@ -1,7 +1,7 @@
 """Storer: stores the folios of one group, whole or not at all.
 
-    limits ─▶ Writer: a folio, ready ─▶ publish: old entries out and new ones in, in one step
-                 └─ rejected ─▶ the whole folio to the backing file ─▶ ┘
+    limits ─▶ Writer: a folio, compressed and published: old entries out, new ones in, in one step
+                 └─ rejected ─▶ the whole folio to the backing file ─▶ published
 
 A folio is all or nothing. Nobody sees any page of it until it is published. If one page cannot be
 kept, the store drops whatever the indices held before, because it is stale: the caller has newer
@@ -78,34 +78,34 @@ class Storer:
 
         Return why neither took it, or None. The reason has been counted.
         """
-        writer = self._resources.writer
-        folio, failed = None, 0
+        writer, limit = self._resources.writer, self.max_bytes
+        spare = self._resources.backing is not None
+        folio, code = None, 0
         refusal = self.look_at_limits()
         try:
             if refusal is None:
-                folio, failed = writer.prepare(pages)
-                refusal = self._count_failed(folio) if failed else self._publish(first, folio)
-            if refusal is None:
-                return None
+                folio, code = writer.store(
+                    pages, self._entries, first, may_go_elsewhere=spare, limit=limit
+                )
+                if code == 0:
+                    return None
+                refusal = self._count_failed(folio) if code > 0 else self._count_full(code, limit)
             if refusal.reason == "pool_limit_hit":
                 self._resources.wake()
-            if self._resources.backing is None:
+            if not spare:
                 return refusal
-            if folio is None or failed:
+            if folio is None or code > 0:
                 if folio is not None:
                     writer.give_back(folio)
                     folio = None
-                folio, _ = writer.prepare(pages, to_file=True)
+                folio = writer.prepare(pages)
             return self._publish_in_file(first, folio)
         finally:
             if folio is not None:  # it must not keep a reference to the caller's pages
                 writer.give_back(folio)
 
-    def _publish(self, first: int, folio: Folio) -> Refusal | None:
-        spare, own_limit = self._resources.backing is not None, self.max_bytes
-        code = folio.publish(self._entries, first, may_go_elsewhere=spare, limit=own_limit)
-        if code == 0:
-            return None
+    def _count_full(self, code: int, own_limit: int | None) -> Refusal:
+        """Count a folio that has no room, by the negative errno of `Folio.publish`."""
         if code == -errno.EDQUOT:
             self._full.full = True
             text = f"the folio does not fit the {own_limit} bytes of group {self._name!r}"

@@ -1,7 +1,8 @@
 """Writer: compresses folios with one engine, in the calling thread or with the engine's lanes.
 
-    pages ─▶ Folio ─▶ compressed in the calling thread, in one call     (no lanes, or a single page)
+    pages ─▶ Folio ─▶ compressed and published in one call              (no lanes, or a single page)
                   └─▶ batches of at most `max_batch` ─▶ engine ─▶ outputs returned to the folio
+                                                                                 ─▶ published
 
 Descriptors and folios are reused, so their memory is faulted in once and stays in the cache. Each
 thread that stores takes one from a free list.
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from batchzip.arguments.buffers import Bytes, Flat
+    from batchzip.core.entries import Entries
     from batchzip.engine import Engine
 
 _CACHE_LINE = 64
@@ -54,12 +56,64 @@ class Writer:
         self._folios: list[Folio] = []
         self._descriptors: list[FolioBatch] = []
 
-    def prepare(self, pages: Bytes | list[Flat], *, to_file: bool = False) -> tuple[Folio, int]:
-        """Compress pages. Return a folio ready to be published, and how many of its pages failed.
+    def store(
+        self,
+        pages: Bytes | list[Flat],
+        entries: Entries,
+        first: int,
+        *,
+        may_go_elsewhere: bool,
+        limit: int | None,
+    ) -> tuple[Folio, int]:
+        """Compress pages, and publish them unless a page cannot be stored.
 
-        With `to_file` no page fails: pages that cannot be compressed are kept raw. The caller
-        returns the folio with `give_back`. Raise MemoryError, or any error of the engine.
+        Return the folio and the number of its pages that cannot be stored, or 0 or the negative
+        errno of `Folio.publish`, whose arguments are the same. The caller returns the folio with
+        `give_back`. Raise MemoryError, or any error of the engine.
         """
+        folio = self._take(pages)
+        try:
+            if self._works_alone(folio):
+                code = folio.store(
+                    self.engine.backend.coders,
+                    self.number,
+                    entries,
+                    first,
+                    keep_poor=self._keep_incompressible,
+                    may_go_elsewhere=may_go_elsewhere,
+                    limit=limit,
+                )
+            else:
+                code = self._use_lanes(folio, keep_poor=self._keep_incompressible)
+                if not code:
+                    code = folio.publish(
+                        entries, first, may_go_elsewhere=may_go_elsewhere, limit=limit
+                    )
+        except BaseException:
+            folio.clear()  # it and its batches refer to each other, and to the pages
+            raise
+        return folio, code
+
+    def prepare(self, pages: Bytes | list[Flat]) -> Folio:
+        """Compress pages for the backing file. Pages that cannot be compressed are kept raw.
+
+        The caller returns the folio with `give_back`. Raise MemoryError, or any error of the
+        engine.
+        """
+        folio = self._take(pages)
+        try:
+            if self._works_alone(folio):
+                coders = self.engine.backend.coders
+                folio.compress(coders, self.number, keep_poor=True, keep_failed=True)
+            else:
+                self._use_lanes(folio, keep_poor=True, keep_failed=True)
+        except BaseException:
+            folio.clear()
+            raise
+        return folio
+
+    def _take(self, pages: Bytes | list[Flat]) -> Folio:
+        """Return a folio of pages."""
         try:
             folio = self._folios.pop()  # one step: thread-safe without a lock
         except IndexError:
@@ -69,16 +123,13 @@ class Writer:
                 folio.take_list(pages)
             else:
                 folio.take_matrix(pages)
-            engine, poor = self.engine, self._keep_incompressible or to_file
-            if engine.works_alone(min(len(folio), self._max_batch)):
-                coders = engine.backend.coders
-                failed = folio.compress(coders, self.number, keep_poor=poor, keep_failed=to_file)
-            else:
-                failed = self._use_lanes(folio, keep_poor=poor, keep_failed=to_file)
         except BaseException:
-            folio.clear()  # it and its batches refer to each other, and to the pages
+            folio.clear()
             raise
-        return folio, failed
+        return folio
+
+    def _works_alone(self, folio: Folio) -> bool:
+        return self.engine.works_alone(min(len(folio), self._max_batch))
 
     def give_back(self, folio: Folio) -> None:
         """Keep a folio for reuse, after it was published or rejected."""
@@ -96,7 +147,7 @@ class Writer:
         self._folios.clear()
         self._descriptors.clear()
 
-    def _use_lanes(self, folio: Folio, *, keep_poor: bool, keep_failed: bool) -> int:
+    def _use_lanes(self, folio: Folio, *, keep_poor: bool, keep_failed: bool = False) -> int:
         first = failed = 0
         left = folio.sort_out()
         while left:
