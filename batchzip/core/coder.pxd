@@ -107,6 +107,7 @@ cdef class Coders:
     cdef list unused
     cdef dict error_counts
     cdef BatchTally tallies[2]
+    cdef size_t count_used(self) noexcept
     cdef Coder take(self)
     cdef void give(self, Coder coder)
     cdef void count_errors(self, int operation, const int32_t *errors, size_t count)

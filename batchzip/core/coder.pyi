@@ -89,10 +89,6 @@ class Coders:
         Reading it makes the first coder, which may raise the codec's exception.
         """
 
-    @property
-    def in_use(self) -> int:
-        """Number of coders that calls are using: threads that compress or restore pages now."""
-
     def compress_page(self, page: Buffer) -> bytes:
         """Compress one page, and count it. See Coder.compress."""
 

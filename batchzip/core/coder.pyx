@@ -704,9 +704,8 @@ cdef class Coders:
         self.give(coder)
         return coder.native
 
-    @property
-    def in_use(self) -> int:
-        """Number of coders that calls are using."""
+    cdef size_t count_used(self) noexcept:
+        """Return the number of coders that calls are using now."""
         return len(self.every) - len(self.unused)
 
     cdef Coder take(self):

@@ -57,6 +57,12 @@ class Divider:
     generous: bool
     """For tests: divide every batch between all lanes, and let callers take nothing back."""
 
+    def is_crowded(self, lanes: int) -> bool:
+        """Return whether callers alone keep as many CPUs busy as there are lanes and a caller.
+
+        They are the calls that use a coder now. Batches are not divided then.
+        """
+
     def execute(self, batch: Pointers, rings: tuple[Ring, ...]) -> Job | None:
         """Run a batch, with the lanes of these rings if that pays, and count it.
 

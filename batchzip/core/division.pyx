@@ -55,7 +55,6 @@ cdef extern from "native.h" nogil:
     void bz_sleep_ns(int64_t)
     uint32_t bz_load32(const uint32_t *)
     void bz_store32(uint32_t *, uint32_t)
-    uint32_t bz_add32(uint32_t *, uint32_t)
     uint64_t bz_load64(const uint64_t *)
     void bz_count(uint64_t *, uint64_t)
     int64_t bz_now_ns()
@@ -556,6 +555,10 @@ cdef class Divider:
         if self.made_in != forks():
             raise ForkedProcess("this engine belongs to the process that forked this one")
 
+    cpdef bint is_crowded(self, uint32_t lanes) noexcept:
+        """Return whether callers alone keep as many CPUs busy as there are lanes and a caller."""
+        return not self.generous and self.coders.count_used() > lanes
+
     cdef bint is_short(self, Pointers batch) noexcept:
         """Return whether a batch is too short to need supervision while it runs."""
         cdef uint64_t page_ns = self.policy.page_ns[batch.state.operation]
@@ -575,8 +578,8 @@ cdef class Divider:
             return 0  # the caller measures the time of a page first
         if self.generous:
             return min(<uint32_t>len(rings), batch.state.count - 1)
-        if self.policy.callers >= len(rings) + 1:
-            return 0  # the callers already keep all cores busy
+        if self.is_crowded(len(rings)):
+            return 0
         for ring in rings:
             self.neglected |= is_hung(&ring.state, patience_s)
             if may_take(&ring.state, SLOTS):
@@ -590,11 +593,7 @@ cdef class Divider:
 
     cdef run_alone(self, Pointers batch, int64_t now):
         """Run a batch in the calling thread alone."""
-        bz_add32(&self.policy.callers, 1)
-        try:
-            batch.run(self.coders)
-        finally:
-            bz_add32(&self.policy.callers, <uint32_t>-1)
+        batch.run(self.coders)
         cdef int64_t end = bz_now_ns()
         note_pages(&self.policy, batch.state.operation, batch.state.count, end - now, end)
 
@@ -625,7 +624,6 @@ cdef class Job:
         self.divider = divider
         self.batch = batch
         self.rings = []
-        bz_add32(&divider.policy.callers, 1)
         state.batch = &batch.state
         state.policy = &divider.policy
         state.hasher = &divider.hasher
@@ -849,7 +847,6 @@ cdef class Job:
         if self.ended:
             return
         self.ended = True
-        bz_add32(&self.divider.policy.callers, <uint32_t>-1)
         if self.coder is not None:
             tally = &self.coder.state.tallies[operation]
             now = bz_now_ns()

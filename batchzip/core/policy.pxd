@@ -4,7 +4,6 @@ cdef struct Policy:  # hints; concurrent threads of the owner may lose each othe
     uint64_t page_ns[2]  # time per page in one lane, by operation; 0 if not known yet
     uint64_t lost_ns  # time that a stream of batches lost because the caller did them alone
     uint64_t last_ns  # when the last batch ended
-    uint32_t callers  # batches under way now
     uint32_t losses  # recent excess of divided batches that lost time over those that gained
     uint32_t skipped  # batches still to be done alone because of losses
 

@@ -143,11 +143,9 @@ class LanesBackend(Backend):
     def works_alone(self, count: int) -> bool:
         """Return whether the calling thread alone does a batch of `count` pages.
 
-        It does while callers keep all CPUs busy: sharing batches would only cost time.
+        It does while callers keep all CPUs busy: sharing a batch would only cost time.
         """
-        if self.isolate:
-            return False
-        return count == 1 or self.coders.in_use > self.workers
+        return not self.isolate and (count == 1 or self.divider.is_crowded(self.workers))
 
     def execute(self, batch: Batch) -> None:
         """Do a batch, together with the lanes where that is faster."""
