@@ -47,6 +47,7 @@ cdef class Gathered:
     cdef uint64_t reused  # `Objects.reused` when the entries were gathered
     cdef readonly int64_t started  # when `load` began, if that call is timed; otherwise 0
     cdef int make_rows(self, size_t count) except -1
+    cdef int get_room(self, pages, Py_buffer *view) except -1
     cdef int restore_from(
         self, uint32_t at, uint8_t number, Coders coders, Coder coder, uint8_t *pages
     ) except -1

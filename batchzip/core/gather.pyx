@@ -316,7 +316,7 @@ def load_many(
     cdef Py_buffer view
     cdef int64_t outcome
     cdef uint32_t at
-    PyObject_GetBuffer(pages, &view, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE)
+    gathered.get_room(pages, &view)
     try:
         if coders is not None:
             coder = coders.take()
@@ -405,6 +405,16 @@ cdef class Gathered:
         self.count = <uint32_t>count
         return 0
 
+    cdef int get_room(self, pages, Py_buffer *view) except -1:
+        """Get the buffer of an array with a page for each row. Raise BadArgument for others."""
+        cdef size_t wanted = self.count * self.entries.objects.page_size
+        PyObject_GetBuffer(pages, view, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE)
+        if <size_t>view.len == wanted:
+            return 0
+        found = view.len
+        PyBuffer_Release(view)
+        raise BadArgument(f"the pages must have {wanted} bytes, not {found}")
+
     def __len__(self) -> int:
         return self.count
 
@@ -483,7 +493,7 @@ cdef class Gathered:
         """
         cdef Py_buffer view
         cdef uint32_t pending
-        PyObject_GetBuffer(pages, &view, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE)
+        self.get_room(pages, &view)
         with nogil:
             pending = _check(self, <uint8_t *>view.buf)
         PyBuffer_Release(&view)
@@ -503,13 +513,16 @@ cdef class Gathered:
     def restore(self, Coders coders not None, uint8_t number, pages) -> None:
         """Restore the rows that wait for a codec, in this thread, and run signal handlers."""
         cdef Py_buffer view
-        cdef Coder coder = coders.take()
-        PyObject_GetBuffer(pages, &view, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE)
+        cdef Coder coder
+        self.get_room(pages, &view)
         try:
-            self.restore_from(0, number, coders, coder, <uint8_t *>view.buf)
+            coder = coders.take()
+            try:
+                self.restore_from(0, number, coders, coder, <uint8_t *>view.buf)
+            finally:
+                coders.give(coder)
         finally:
             PyBuffer_Release(&view)
-            coders.give(coder)
 
     cdef int restore_from(
         self, uint32_t at, uint8_t number, Coders coders, Coder coder, uint8_t *pages
@@ -539,7 +552,7 @@ cdef class Gathered:
             at for at in range(self.count)
             if self.rows[at].outcome == PENDING and self.rows[at].entry.codec == number
         ]
-        PyObject_GetBuffer(pages, &view, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE)
+        self.get_room(pages, &view)
         try:
             pointers.make_tables(len(rows), lengths, True)
             for position, at in enumerate(rows):

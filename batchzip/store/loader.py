@@ -66,8 +66,8 @@ class Loader:
         """Gather pages, and restore those that this thread can restore at once."""
         resources = self._resources
         writer = resources.writer  # keeps its number from being given to another codec
-        engine, coders = writer.engine, None
-        if engine.closed or engine.works_alone(len(where)):
+        coders = None
+        if _works_alone(writer.engine, len(where)):
             coders = resources.objects.coders_of(writer.number)
         return load_many(self._entries, where, pages, coders, writer.number)
 
@@ -108,10 +108,17 @@ def restore(resources: Resources, gathered: Gathered, pages: Bytes) -> dict[int,
         gathered.check(pages)
     for number, count in gathered.pending().items():
         engine = resources.engine_of(number)
-        alone = engine is None or engine.closed or engine.works_alone(count)
-        if alone or not _use_lanes(engine, gathered, number, pages):
+        if _works_alone(engine, count) or not _use_lanes(engine, gathered, number, pages):
             gathered.restore(resources.coders_of(number), number, pages)
     return causes
+
+
+def _works_alone(engine: Engine | None, count: int) -> bool:
+    """Return whether this thread restores `count` pages of an engine's codec alone."""
+    try:
+        return engine is None or engine.works_alone(count)
+    except ClosedError:
+        return True
 
 
 def read(resources: Resources, gathered: Gathered) -> dict[int, OSError]:
