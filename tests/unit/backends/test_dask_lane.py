@@ -388,11 +388,11 @@ def test_a_trial_that_fails_runs_here(
         (placement,) = engine.statistics.placements
         assert (placement.place, placement.trials, placement.sent_bytes) == ("local", 1, 0)
         assert engine.statistics.compress.pages == 50
-        for _ in range(60):  # the trial takes 8 MiB
+        for _ in range(60):  # the trial takes 8 MiB, or what was tried in 0.1 s
             engine.compress(batch)
         (placement,) = engine.statistics.placements
         assert (placement.place, placement.trials, placement.sent_bytes) == ("local", 1, 0)
-        assert 18 * batch_bytes < placement.local_bytes < 57 * batch_bytes
+        assert 18 * batch_bytes < placement.local_bytes < 61 * batch_bytes
         assert engine.statistics.compress.pages == 61 * 50
 
 

@@ -43,7 +43,7 @@ def test_a_changed_result_changes_its_figures_and_its_picture(
     options = "--results", results, "--to", to
     made = render(*options)
     assert made.returncode == 0, made
-    assert "no result swap.json yet" in made.stderr
+    assert "no result swap.json: the documents say so" in made.stderr
     assert render(*options, "--check").stdout == ""
     pictures = {path.stem for path in (to / RESULTS).parent.glob("pictures/*.png")}
     assert pictures == {"usemem", "paged-16-cores"}
