@@ -16,6 +16,7 @@ from batchzip.bench.figure import load
 from batchzip.bench.style import require_matplotlib
 from batchzip.bench.table import print_result
 from batchzip.errors import BatchzipError
+from batchzip.terminal.streams import abandon
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -56,9 +57,14 @@ class Script:
             parser.error(str(error))
         if options.json is not None:
             result.save(options.json)
-        print_result(result, self.tables, self.remarks)
         if self.draw is not None and picture is not None:
             self.draw(result, picture)
+        try:
+            print_result(result, self.tables, self.remarks)
+            sys.stdout.flush()
+        except BrokenPipeError:  # as `batchzip` does
+            abandon(sys.stdout)
+            sys.exit(141)
 
 
 def _new_file(text: str) -> Path:

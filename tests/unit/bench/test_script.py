@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from support.paths import ROOT
 
 from batchzip.bench.figure import Result, load
 from batchzip.bench.script import Script, chosen, integers
@@ -90,3 +94,22 @@ def test_bad_options_are_refused_in_a_line(
         SCRIPT.main(arguments)
     assert refused.value.code == 2
     assert words in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_a_reader_that_has_enough_ends_a_script_quietly() -> None:
+    benchmarks = ROOT / "examples/benchmarks"
+    kept = benchmarks / "results/peers.json"
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        shown = subprocess.run(
+            [sys.executable, benchmarks / "peers.py", "--show", kept],
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    finally:
+        os.close(writer)
+    assert (shown.returncode, shown.stderr) == (141, "")
