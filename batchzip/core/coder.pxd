@@ -105,9 +105,12 @@ cdef class Coders:
     cdef bint names_dictionary
     cdef list every
     cdef list unused
+    cdef size_t lent  # coders that are neither unused nor used by a call
     cdef dict error_counts
     cdef BatchTally tallies[2]
     cdef size_t count_used(self) noexcept
+    cdef Coder lend(self)
+    cdef void take_back(self, Coder coder)
     cdef Coder take(self)
     cdef void give(self, Coder coder)
     cdef void count_errors(self, int operation, const int32_t *errors, size_t count)

@@ -706,7 +706,18 @@ cdef class Coders:
 
     cdef size_t count_used(self) noexcept:
         """Return the number of coders that calls are using now."""
-        return len(self.every) - len(self.unused)
+        return len(self.every) - len(self.unused) - self.lent
+
+    cdef Coder lend(self):
+        """Take a coder for longer than a call. It does not count as used."""
+        cdef Coder coder = self.take()
+        self.lent += 1
+        return coder
+
+    cdef void take_back(self, Coder coder):
+        """Take back a coder that was lent."""
+        self.lent -= 1
+        self.give(coder)
 
     cdef Coder take(self):
         if self.unused:

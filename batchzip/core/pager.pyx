@@ -174,7 +174,7 @@ cdef class Worker:
     def __cinit__(self, Pager pager not None):
         cdef RegionState *region = &pager.region
         self.coders = pager.coders
-        self.coder = self.coders.take()
+        self.coder = self.coders.lend()
         self.hand.region = region
         self.hand.coder = &self.coder.state
         self.hand.output_room = region.run * region.page_size + self.coder.state.bound + 64
@@ -338,7 +338,7 @@ cdef class Pager:
         self.refuse()
         worker = <Worker>self.spare.pop() if self.spare else Worker(self)
         if self.ended:  # closed during the allocation
-            self.coders.give(worker.coder)
+            self.coders.take_back(worker.coder)
             self.refuse()
         region_lock(&self.region)
         self.region.users += 1
@@ -756,7 +756,7 @@ cdef class Pager:
                 region.file_device, region.file_inode,
             )
         for worker in self.workers + self.spare:
-            self.coders.give(worker.coder)
+            self.coders.take_back(worker.coder)
         self.workers = []
         self.spare = []
         if self.held:

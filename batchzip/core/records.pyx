@@ -1309,10 +1309,10 @@ cdef class Records:
         if not rings or not (<Ring>rings[0]).state.is_thread:
             return None
         if self.lane_coders[0] is not coders or self.lane_coders[1] is not rings:
-            made = [coders.take() for _ in rings]
+            made = [coders.lend() for _ in rings]
             if self.lane_coders[0] is coders and self.lane_coders[1] is rings:
                 for coder in made:  # another thread was faster
-                    coders.give(<Coder>coder)
+                    coders.take_back(<Coder>coder)
             else:
                 self.lane_coders = (coders, rings, made)
         return <list>self.lane_coders[2]

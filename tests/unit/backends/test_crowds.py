@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from support.waiting import await_true
 
-from batchzip import Codec, Engine, SwapStore
+from batchzip import Codec, CompressedMapping, Engine, SwapStore
 from batchzip.testing.plain import PAGE, SLACK_S, in_threads, make_pages
 
 if TYPE_CHECKING:
@@ -79,6 +79,19 @@ def test_batches_are_not_divided_while_callers_keep_all_cpus_busy(
                 caller.join(SLACK_S)
         assert not engine.works_alone(2)
         assert engine.statistics.compress.pages == workers + 1
+
+
+def test_coders_that_mappings_keep_for_lanes_are_no_callers() -> None:
+    with Engine("lz4", backend="threads", workers=1) as engine, SwapStore(engine) as store:
+        assert engine.wait_ready(SLACK_S)
+        mappings = [CompressedMapping(store, name=str(number)) for number in range(3)]
+        for mapping in mappings:
+            mapping.update((number, make_pages(1, seed=number).tobytes()) for number in range(64))
+            for _ in range(8):
+                assert len(mapping.get_many(range(64))) == 64
+        assert not engine.works_alone(2)
+        for mapping in mappings:
+            mapping.close()
 
 
 def test_a_caller_does_nothing_alone_if_the_codec_is_isolated(tmp_path: Path) -> None:
