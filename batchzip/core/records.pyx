@@ -1401,7 +1401,7 @@ cdef class Records:
         cdef uint64_t value_ns = self.value_ns[operation]
         if not lanes or not count or self.divider.generous:
             return lanes > 0 and count > 0
-        if self.batches > lanes or value_ns * count < SHARED_NS:
+        if self.batches > lanes or count < 2 or value_ns * count < SHARED_NS:
             return False
         if operation == DECOMPRESS and value_ns < READ_NS:
             return False
