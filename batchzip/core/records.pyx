@@ -94,7 +94,7 @@ from batchzip.core.pool cimport (
 )
 from batchzip.core.ring cimport Ring
 from batchzip.core.slices cimport (
-    Slices, slices_close, slices_copy, slices_fault, slices_free, slices_length,
+    Slices, slices_are, slices_close, slices_copy, slices_fault, slices_free, slices_length,
     slices_list, slices_open, slices_pool_bytes, slices_store, slices_use,
 )
 from batchzip.core.table cimport (
@@ -632,6 +632,31 @@ cdef bint _is_still(State *state, const Lookup *got) noexcept nogil:
     return entry is not NULL and entry_is(entry, &got.entry)
 
 
+cdef bint _is_unchanged(
+    State *state, const Lookup *got, const uint64_t *indices, Gathered gathered
+) noexcept nogil:
+    """Return whether a value is still where it was found, and its objects are the gathered ones.
+
+    An equal value that was stored meanwhile may begin with the same slice, and go on with others.
+    The caller holds the pool's mutex.
+    """
+    cdef const Entry *entry
+    cdef uint32_t row
+    if not _is_still(state, got):
+        return False
+    if gathered is None:
+        return True
+    if got.entry.kind == SLICED and not slices_are(
+        &state.slices, got.entry.value, indices, gathered.count
+    ):
+        return False
+    for row in range(gathered.count):
+        entry = table_find(&state.entries.table, indices[row])
+        if entry is NULL or not entry_is(entry, &gathered.rows[row].entry):
+            return False
+    return True
+
+
 MISSING = object()
 """The result of `get` for an absent key."""
 
@@ -1041,12 +1066,16 @@ cdef class Records:
         cdef Coders coders
         cdef Coder coder
         cdef Lookup got = where.got
-        cdef uint32_t row
+        cdef const uint64_t *indices
         cdef int found = LOADED
         cdef bint same
         cdef object result = None
         if gathered is None and where.chunked is None:
             raise BadArgument("a value that was not copied needs its gathered objects")
+        stored_at = where.indices or b""
+        if gathered is not None and 8 * <Py_ssize_t>gathered.count != len(stored_at):
+            raise BadArgument("gather the objects at the indices of the value")
+        indices = <const uint64_t *>PyBytes_AS_STRING(stored_at)
         coders = <Coders>self.coders.get(got.stored.codec or self.number)
         if coders is None:  # no value of that codec is left
             return None
@@ -1073,11 +1102,8 @@ cdef class Records:
                 coders.give(coder)
         with nogil:
             pool_lock(self.state.entries.objects.pool)
-            same = _is_still(&self.state, &got)
+            same = _is_unchanged(&self.state, &got, indices, gathered)
             pool_unlock(self.state.entries.objects.pool)
-        if gathered is not None:
-            for row in range(gathered.count):
-                same = same and not gathered.has_changed(row)
         return self._fail(coders, found) if same else None
 
     cdef object _finish_chunked(

@@ -28,6 +28,9 @@ cdef bint slices_copy(
     EntriesState *entries, const Slices *slices, uint64_t value, uint8_t *to
 ) noexcept nogil
 cdef uint32_t slices_list(const Slices *slices, uint64_t value, uint64_t *indices) noexcept nogil
+cdef bint slices_are(
+    const Slices *slices, uint64_t value, const uint64_t *indices, uint32_t count
+) noexcept nogil
 cdef uint64_t slices_pool_bytes(
     EntriesState *entries, const Slices *slices, uint64_t value
 ) noexcept nogil

@@ -210,6 +210,17 @@ cdef uint32_t slices_list(const Slices *slices, uint64_t value, uint64_t *indice
     return count
 
 
+cdef bint slices_are(
+    const Slices *slices, uint64_t value, const uint64_t *indices, uint32_t count
+) noexcept nogil:
+    """Return whether a value's slices have these indices, in this order."""
+    cdef uint32_t number = <uint32_t>value, at = 0
+    while number != NO_SLICE and at < count and indices[at] == SLICES | number:
+        at += 1
+        number = slices.next[number]
+    return number == NO_SLICE and at == count
+
+
 cdef uint64_t slices_pool_bytes(
     EntriesState *entries, const Slices *slices, uint64_t value
 ) noexcept nogil:

@@ -354,3 +354,36 @@ def test_an_allocation_that_fails_leaves_values_whole(count: int) -> None:
         if not reached:
             break
     assert number > 5
+
+
+def test_slices_in_another_order_are_a_value_that_has_changed(mapping: CompressedMapping) -> None:
+    value, entries = noise(1, 12_000), mapping.group._entries
+    order = random.Random(1)
+
+    def stored() -> Found:
+        mapping["key"] = value
+        mapping.group.writeback(1000)
+        found = mapping._records.get(plain, peek=True)
+        assert isinstance(found, Found)
+        return found
+
+    def is_misled() -> bool:
+        """Return whether the indices begin as the value's now, and other slices are there, too."""
+        there = gather(entries, old.indices)
+        begins = new.indices[:8] == old.indices[:8] and new.indices != old.indices
+        return begins and all(there.kind(row) != Kind.ABSENT for row in range(len(there)))
+
+    plain = mapping._keys.find("key")
+    old = new = stored()
+    while not is_misled():
+        for key in order.sample(range(8), 4):
+            mapping[key] = noise(key, order.randrange(5000, 20_000))
+        mapping["key"] = noise(2, order.randrange(5000, 20_000))
+        for key in order.sample(range(8), 4):
+            mapping.pop(key, None)
+        new = stored()
+    gathered = gather(entries, old.indices)
+    read(mapping.group._resources, gathered)
+    assert mapping._records.finish(old, gathered) is None
+    assert mapping["key"] == value
+    assert mapping.group.counters.decompress_fail == 0
