@@ -109,7 +109,8 @@ def _print_section(section: Section, console: Console, most: int | None) -> None
         cells = section.cells(row)
         table.add_row(*(cells[at] for at in known))
     console.write_line()
-    console.print(table)
+    if shown:
+        console.print(table)
     empty = len(section.rows) - len(rows)
     parts = {"more": len(rows) - len(shown), "empty": empty}
     if left_out := ", ".join(f"{count:,} {what}" for what, count in parts.items() if count):

@@ -334,6 +334,13 @@ def test_latencies_are_those_since_the_last_look_and_else_of_ever() -> None:
         assert "operation" not in drawn(never, None)
 
 
+def test_a_store_without_pages_is_shown() -> None:
+    with Engine("lz4", backend="sequential") as engine, SwapStore(engine) as store:
+        with CompressedMapping(store, name="rows"), batchzip.attach(store.share()) as view:
+            shown = drawn(take_snapshot(view), None)
+    assert "groups left out: 2 empty" in shown
+
+
 def test_a_worker_s_load_is_the_share_of_the_time_it_was_busy() -> None:
     with Engine("zstd", backend="workers", workers=1) as engine, SwapStore(engine) as store:
         assert engine.wait_ready(60)
