@@ -335,9 +335,13 @@ def test_latencies_are_those_since_the_last_look_and_else_of_ever() -> None:
 
 
 def test_a_store_without_pages_is_shown() -> None:
-    with Engine("lz4", backend="sequential") as engine, SwapStore(engine) as store:
-        with CompressedMapping(store, name="rows"), batchzip.attach(store.share()) as view:
-            shown = drawn(take_snapshot(view), None)
+    with (
+        Engine("lz4", backend="sequential") as engine,
+        SwapStore(engine) as store,
+        CompressedMapping(store, name="rows"),
+        batchzip.attach(store.share()) as view,
+    ):
+        shown = drawn(take_snapshot(view), None)
     assert "groups left out: 2 empty" in shown
 
 
