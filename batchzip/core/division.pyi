@@ -58,9 +58,9 @@ class Divider:
     """For tests: divide every batch between all lanes, and let callers take nothing back."""
 
     def is_crowded(self, lanes: int) -> bool:
-        """Return whether callers alone keep as many CPUs busy as there are lanes and a caller.
+        """Return whether more calls are at work than there are lanes: no CPU is idle then.
 
-        They are the calls that use a coder now. Batches are not divided then.
+        A call is at work while it uses a coder. Batches are not divided then.
         """
 
     def execute(self, batch: Pointers, rings: tuple[Ring, ...]) -> Job | None:

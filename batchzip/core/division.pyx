@@ -556,7 +556,7 @@ cdef class Divider:
             raise ForkedProcess("this engine belongs to the process that forked this one")
 
     cpdef bint is_crowded(self, uint32_t lanes) noexcept:
-        """Return whether callers alone keep as many CPUs busy as there are lanes and a caller."""
+        """Return whether more calls are at work than there are lanes: no CPU is idle then."""
         return not self.generous and self.coders.count_used() > lanes
 
     cdef bint is_short(self, Pointers batch) noexcept:

@@ -2,7 +2,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 from batchzip.core.coder cimport Coder, Coders, CoderState
 from batchzip.core.entries cimport Entries, EntriesState
-from batchzip.core.table cimport Entry
+from batchzip.core.table cimport Entry, TableState, table_find
 
 cdef enum Outcome:  # the result of a row, if it is not a negative errno
     RESTORED
@@ -29,6 +29,13 @@ cdef inline bint entry_is(const Entry *entry, const Entry *other) noexcept nogil
         entry.value == other.value and entry.checksum == other.checksum
         and entry.kind == other.kind and entry.codec == other.codec
     )
+
+cdef inline Entry *entry_if_still(
+    TableState *table, uint64_t index, const Entry *found
+) noexcept nogil:
+    """Return the entry of an index if it is still `found`, or NULL."""
+    cdef Entry *entry = table_find(table, index)
+    return entry if entry is not NULL and entry_is(entry, found) else NULL
 
 cdef int load_page(
     EntriesState *entries, uint64_t index, int number, uint64_t reused, CoderState *coder,

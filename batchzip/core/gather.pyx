@@ -157,15 +157,13 @@ cdef int load_page(
 cdef bint _take(EntriesState *entries, uint64_t index, const Entry *found) noexcept nogil:
     """Remove a page if its entry is still `found`. Return whether it was."""
     cdef Entry *entry
-    cdef bint same
     pool_lock(entries.objects.pool)
-    entry = table_find(&entries.table, index)
-    same = entry is not NULL and entry_is(entry, found)
-    if same:
+    entry = entry_if_still(&entries.table, index, found)
+    if entry is not NULL:
         entries_remove(entries, entry)
         pool_settle(entries.objects.pool)
     pool_unlock(entries.objects.pool)
-    return same
+    return entry is not NULL
 
 
 def load(Entries entries not None, index, out=None, bint exclusive=False):
@@ -455,14 +453,13 @@ cdef class Gathered:
     def has_changed(self, uint32_t row) -> bool:
         """Return whether a row's index has another entry by now."""
         cdef EntriesState *entries = &self.entries.state
-        cdef Entry *entry
-        cdef bint same
+        cdef Row *found = &self.rows[row]
+        cdef bint changed
         with nogil:
             pool_lock(entries.objects.pool)
-            entry = table_find(&entries.table, self.rows[row].index)
-            same = entry is not NULL and entry_is(entry, &self.rows[row].entry)
+            changed = entry_if_still(&entries.table, found.index, &found.entry) is NULL
             pool_unlock(entries.objects.pool)
-        return not same
+        return changed
 
     def supply(self, uint32_t row, bytes data) -> None:
         """Set a row's object to bytes that the caller read from the backing file."""
@@ -588,13 +585,14 @@ cdef class Gathered:
         """Remove all pages if every entry is still the gathered one. Return whether they were."""
         cdef EntriesState *entries = &self.entries.state
         cdef Entry *entry
+        cdef Row *row
         cdef uint32_t number
         cdef bint same = True
         with nogil:
             pool_lock(entries.objects.pool)
             for number in range(self.count):
-                entry = table_find(&entries.table, self.rows[number].index)
-                same = same and entry is not NULL and entry_is(entry, &self.rows[number].entry)
+                row = &self.rows[number]
+                same = same and entry_if_still(&entries.table, row.index, &row.entry) is not NULL
             if same:
                 for number in range(self.count):
                     entry = table_find(&entries.table, self.rows[number].index)
@@ -612,6 +610,7 @@ cdef class Gathered:
         cdef EntriesState *entries = &self.entries.state
         cdef uint32_t count = len(rows), at, moved = 0
         cdef uint32_t *which = <uint32_t *>bz_calloc(count + 1, sizeof(uint32_t))
+        cdef Row *row
         cdef Entry *entry
         cdef Entry new
         if which is NULL:
@@ -623,8 +622,9 @@ cdef class Gathered:
         with nogil:
             pool_lock(entries.objects.pool)
             for at in range(count):
-                entry = table_find(&entries.table, self.rows[which[at]].index)
-                if entry is NULL or not entry_is(entry, &self.rows[which[at]].entry):
+                row = &self.rows[which[at]]
+                entry = entry_if_still(&entries.table, row.index, &row.entry)
+                if entry is NULL:
                     zones_free(entries.objects.zones, &reservation.positions[at], 1)
                     continue
                 new = entry[0]
@@ -662,8 +662,8 @@ cdef class Gathered:
         cdef Entry new
         with nogil:
             pool_lock(entries.objects.pool)
-            entry = table_find(&entries.table, self.rows[row].index)
-            if entry is not NULL and entry_is(entry, &self.rows[row].entry):
+            entry = entry_if_still(&entries.table, self.rows[row].index, &self.rows[row].entry)
+            if entry is not NULL:
                 new = entry[0]
                 if pool_allocate(entries.objects.pool, 1, &length, &new.value) == 0:
                     memcpy(pool_bytes(entries.objects.pool, new.value, &unused), data, length)

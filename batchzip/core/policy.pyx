@@ -1,7 +1,7 @@
 """Policy: when and how a batch is divided between the caller and the lanes.
 
     alone     the batch has one page, or so little work that a hand-over costs more than it gains,
-              or as many callers are at work as there are lanes and a caller
+              or more callers are at work than there are lanes
     divided   each lane that pays gets a share, and the caller keeps one; later, whoever is done
               gets more: the caller takes pages back from the ends of the lanes' shares, and gives
               an idle lane half of its own remainder

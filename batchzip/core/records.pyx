@@ -76,7 +76,7 @@ from batchzip.core.coder cimport (
     encode_value, is_faster_with_gil, make_room, most_value, raise_callback_error,
 )
 from batchzip.core.chunks cimport Chunked, ChunkWork
-from batchzip.core.gather cimport Gathered, Row, entry_is
+from batchzip.core.gather cimport Gathered, Row, entry_if_still
 from batchzip.core.keyindex cimport (
     NOWHERE, KeyBlock, KeyIndex, KeyView, block_of, index_add, index_bytes, index_close,
     index_drop_block, index_fault, index_find, index_hash, index_merge_into, index_move, index_open,
@@ -625,11 +625,9 @@ cdef Found _make_found(
 
 cdef bint _is_still(State *state, const Lookup *got) noexcept nogil:
     """Return whether a value is still where it was found. The caller holds the pool's mutex."""
-    cdef const Entry *entry
     if state.entries.closed or state.closed:
         return False
-    entry = table_find(&state.entries.table, got.index)
-    return entry is not NULL and entry_is(entry, &got.entry)
+    return entry_if_still(&state.entries.table, got.index, &got.entry) is not NULL
 
 
 cdef bint _is_unchanged(
@@ -640,7 +638,6 @@ cdef bint _is_unchanged(
     An equal value that was stored meanwhile may begin with the same slice, and go on with others.
     The caller holds the pool's mutex.
     """
-    cdef const Entry *entry
     cdef uint32_t row
     if not _is_still(state, got):
         return False
@@ -651,8 +648,9 @@ cdef bint _is_unchanged(
     ):
         return False
     for row in range(gathered.count):
-        entry = table_find(&state.entries.table, indices[row])
-        if entry is NULL or not entry_is(entry, &gathered.rows[row].entry):
+        if entry_if_still(
+            &state.entries.table, indices[row], &gathered.rows[row].entry
+        ) is NULL:
             return False
     return True
 
